@@ -1,0 +1,182 @@
+"""One training loop for every network of the study: the loss is an argument.
+
+Randomness is a function of (seed, step) and data a function of the step, so the loop keeps no generator state: a run
+that was killed and resumed from its saved state ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+Loss = Callable[[nn.Module, object, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: AdamW, linear warm-up then cosine decay to zero, clipped gradients, averaged weights (EMA).
+
+    batch_size counts all processes together. precision is "fp32" or "bf16" (autocast of the forward pass).
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: str = "fp32"
+    seed: int = 0
+    save_every: int = 500
+    processes: int = 1
+
+    def __post_init__(self):
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is {self.precision!r}, expected 'fp32' or 'bf16'")
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} does not divide by processes {self.processes}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step (0-based)."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup))
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """The random numbers of one step on one process."""
+    # Three small odd multipliers keep (seed, step, rank) apart within 63 bits; manual_seed mixes the rest.
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
+
+
+class Ema:
+    """Exponential moving average of a network's parameters, bias-free from the first step: decay grows as (1 + n) / (10 + n)."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.weights[key].lerp_(value, 1 - decay)
+            else:
+                self.weights[key].copy_(value)
+
+
+def fit(model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Recipe, *, state: Path, log: Path, name: str = "training") -> nn.Module:
+    """Train `model` and return it with its averaged weights, in eval mode.
+
+    batch(step) returns the data of a step (this process's share of it); it runs in a background thread, one step ahead.
+    loss(model, data, generator) returns a scalar, the mean over that share. state: file for exact resume, written aside
+    and renamed every `recipe.save_every` steps; it is removed by the caller once the result is safe. log: JSONL, one
+    line per logged step. With recipe.processes > 1 the default process group must exist; gradients are averaged over it.
+    Raises FloatingPointError when the loss is not finite, ValueError when the state belongs to another recipe.
+    """
+    rank = dist.get_rank() if recipe.processes > 1 else 0
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    model.train()
+    ema = Ema(model, recipe.ema)
+    first, history = _resume(state, recipe, model, ema, optimiser), []
+    bar = tqdm(total=recipe.steps, initial=first, desc=name, unit="step", disable=rank > 0 or not sys.stderr.isatty(), mininterval=1)
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(batch, first) if first < recipe.steps else None
+        for step in range(first, recipe.steps):
+            data = ahead.result()
+            ahead = pool.submit(batch, step + 1) if step + 1 < recipe.steps else None
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.rate(step)
+            with torch.autocast("cpu" if not torch.cuda.is_available() else "cuda", torch.bfloat16, enabled=recipe.precision == "bf16"):
+                value = loss(model, data, generator(recipe.seed, step, rank))
+            value.backward()
+            mean = _average_over_processes(parameters, value.detach(), recipe.processes)
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"{name}: the loss is {mean} at step {step}; lower learning_rate (now {recipe.learning_rate}) or check the data")
+            nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            ema.update(model, step)
+            bar.update()
+            if rank == 0:
+                history.append(mean)
+                last = step + 1 == recipe.steps
+                if (step + 1) % max(1, min(100, recipe.steps // 20)) == 0 or last:
+                    _append(log, {"step": step + 1, "loss": sum(history) / len(history), "learning_rate": recipe.rate(step), "time": round(time.time(), 1)})
+                    bar.set_postfix(loss=f"{sum(history) / len(history):.4f}")
+                    history = []
+                if (step + 1) % recipe.save_every == 0 or last:
+                    _save(state, recipe, step + 1, model, ema, optimiser)
+    bar.close()
+    model.load_state_dict(ema.weights)
+    return model.eval()
+
+
+def _average_over_processes(parameters: list[nn.Parameter], value: Tensor, processes: int) -> float:
+    if processes > 1:
+        flat = torch.cat([p.grad.reshape(-1) for p in parameters] + [value.float().reshape(1)])
+        dist.all_reduce(flat)
+        flat /= processes
+        offset = 0
+        for p in parameters:
+            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
+            offset += p.numel()
+        value = flat[-1]
+    return float(value)
+
+
+def _append(log: Path, row: dict) -> None:
+    with open(log, "a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _save(path: Path, recipe: Recipe, step: int, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
+    aside = path.with_suffix(".tmp")
+    torch.save({"recipe": asdict(recipe), "step": step, "model": model.state_dict(), "ema": ema.weights, "optimiser": optimiser.state_dict()}, aside)
+    os.replace(aside, path)
+
+
+def _resume(path: Path, recipe: Recipe, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    ours = asdict(recipe)
+    changed = {k: (saved["recipe"].get(k), v) for k, v in ours.items() if saved["recipe"].get(k) != v and k != "save_every"}
+    if changed:
+        detail = ", ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in changed.items())
+        raise ValueError(f"{path}: saved by another recipe ({detail}); remove the file to start again")
+    model.load_state_dict(saved["model"])
+    ema.weights = saved["ema"]
+    optimiser.load_state_dict(saved["optimiser"])
+    return saved["step"]
+
+
+def denoising_loss(diffusion, prediction_type: str) -> Loss:
+    """The simple diffusion loss (DDPM eq. 14): mean squared error to the target of `prediction_type` at random t.
+
+    Data is x_start, (b, c, h, w) in [-1, 1]. t is stratified over the batch, which lowers the loss's variance.
+    """
+
+    def loss(model: nn.Module, x_start: Tensor, generator: torch.Generator) -> Tensor:
+        b = len(x_start)
+        noise = torch.randn(x_start.shape, generator=generator)
+        spread = (torch.arange(b) + torch.rand(b, generator=generator)) / b
+        t = (spread * diffusion.num_timesteps).long()
+        output = model(diffusion.q_sample(x_start, t, noise), t).sample
+        return (output.float() - diffusion.target(x_start, t, noise, prediction_type)).square().mean()
+
+    return loss
