@@ -31,7 +31,7 @@ _DIFFUSERS_WEIGHTS = tuple(f"diffusion_pytorch_model.{kind}" for kind in ("safet
 # Names that diffusers gave the four projections of an attention before version 0.14; published DDPM weights still have them.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # What reading a damaged or foreign file as a pickle may raise.
-_UNREADABLE = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, pickle.UnpicklingError)
+_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, pickle.UnpicklingError)
 
 
 def load_unet(path: str | Path) -> tuple[UNet2DModel, dict]:
@@ -94,7 +94,7 @@ def save_unet(unet: UNet2DModel, folder: str | Path, *, prediction_type: str, di
 
 def architecture(unet: UNet2DModel) -> dict:
     """The arguments that build this U-Net again, ready for JSON."""
-    return {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in unet.config.items() if not key.startswith("_")}
 
 
 def save_module(module: nn.Module, config: dict, path: str | Path) -> None:
@@ -249,12 +249,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     _require(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise ValueError(
-            f"{path}: not a whole PyTorch file of tensors ({_line(error)}); {path.stat().st_size} bytes found, copy or download it again"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except _UNREADABLE as error:
+            size = path.stat().st_size
+            raise ValueError(f"{path}: not a whole PyTorch file of tensors ({_line(error)}); {size} bytes found, copy or download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: holds a {type(state).__name__}, expected a state dict: tensors by name")
     return state
