@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -180,3 +181,22 @@ def denoising_loss(diffusion, prediction_type: str) -> Loss:
         return (output.float() - diffusion.target(x_start, t, noise, prediction_type)).square().mean()
 
     return loss
+
+
+def in_processes(function: Callable, processes: int, *arguments) -> None:
+    """Call function(rank, *arguments) in this process, or in several that share gradients (gloo over loopback, one thread each)."""
+    if processes == 1:
+        function(0, *arguments)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_member, (processes, folder, function, arguments), processes)
+
+
+def _member(rank: int, processes: int, folder: str, function: Callable, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    try:
+        function(rank, *arguments)
+    finally:
+        dist.destroy_process_group()

@@ -195,7 +195,17 @@ def _patches(u: _Uniform, room: np.ndarray) -> dict[str, np.ndarray]:
     add(np.full(b, 2), u() < 0.6, width * u(0.25, 0.75), u(0.9, 1.7), u(0.8, 1.1), height - u(0.25, 0.5), sky, np.full(b, 0.07), 1.0)
     add(side, u() < 0.5, depth * u(0.5, 0.75), u(0.9, 1.6), u(0.8, 1.1), height - u(0.25, 0.5), sky, np.full(b, 0.07), 1.0)
     add(1 - side, u() < 0.5, depth * u(0.35, 0.8), u(0.8, 0.95), np.zeros(b), u(1.95, 2.05), u.choice(_WOODS), np.full(b, 0.06), 0.0)
-    add(np.where(u() < 0.5, 2, 1 - side), u() < 0.5, np.where(u() < 0.5, 0.2, 0.8) * width, u(0.4, 0.8), u(1.3, 1.5), u(1.8, 2.0), u.choice(_FABRICS), np.full(b, 0.04), 0.0)
+    add(
+        np.where(u() < 0.5, 2, 1 - side),
+        u() < 0.5,
+        np.where(u() < 0.5, 0.2, 0.8) * width,
+        u(0.4, 0.8),
+        u(1.3, 1.5),
+        u(1.8, 2.0),
+        u.choice(_FABRICS),
+        np.full(b, 0.04),
+        0.0,
+    )
     wall, extent, colour, frame, glow = (np.stack(part, 1) for part in zip(*rows, strict=True))
     return {"wall": wall, "extent": extent, "colour": colour, "frame": frame, "glow": glow}
 

@@ -1,0 +1,34 @@
+# The whole study: `snakemake --cores all`, or another one with `--configfile config/<study>.yaml`.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/rooms.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/models.smk"
+include: "workflow/rules/sampling.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/downstream.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        # The measurements are asked for by name: tables and figures are committed, and a fresh clone must not take them for its own.
+        MEASUREMENTS,
+        TABLES,
+        FIGURES,
+        f"{RESULTS}/timings.md",
+    localrule: True
+
+
+# The pretrained U-Net, trained again from nothing.
+rule pretrain:
+    input:
+        f"{RESULTS}/models/unet",
+    localrule: True

@@ -1,0 +1,85 @@
+"""The command: `dag STAGE --config FILE ...`, one stage called, user errors in one line.
+
+The options of a stage are the keyword arguments of its function.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+
+import dag
+
+# Two OpenMP threads on a busy machine lose far more to spinning than they gain; it must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+STAGES = {
+    "prepare": "data",
+    "pretrain": "models",
+    "features": "models",
+    "heads": "models",
+    "prior": "models",
+    "judge": "models",
+    "sample": "sampling",
+    "trajectory": "sampling",
+    "describe": "evaluation",
+    "measure": "evaluation",
+    "scale": "evaluation",
+    "runs": "evaluation",
+    "downstream": "downstream",
+}
+
+
+def stage(name: str) -> Callable:
+    return getattr(importlib.import_module(f"dag.stages.{STAGES[name]}"), name)
+
+
+def _stage_parser(name: str, function: Callable) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"dag {name}", description=inspect.getdoc(function), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the study's config, e.g. config/rooms.yaml")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default 1)")
+    hints = typing.get_type_hints(function)
+    for key, parameter in list(inspect.signature(function).parameters.items())[1:]:
+        kind = hints[key]
+        if isinstance(kind, types.UnionType):  # Path | None
+            kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        several = typing.get_origin(kind) is list
+        kind = typing.get_args(kind)[0] if several else kind
+        required = parameter.default is inspect.Parameter.empty
+        parser.add_argument(f"--{key.replace('_', '-')}", type=kind, nargs="+" if several else None, required=required, metavar=kind.__name__.upper())
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status. User errors are one line on stderr and status 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    top = argparse.ArgumentParser(prog="dag", description=dag.__doc__, epilog="dag STAGE --help tells what a stage does and needs")
+    top.add_argument("--version", action="version", version=f"dag {dag.__version__}")
+    top.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    name = top.parse_args(argv[:1] or ["--help"]).stage
+    from dag.stages.study import Study
+
+    try:
+        function = stage(name)
+        options = vars(_stage_parser(name, function).parse_args(argv[1:]))
+        study = Study.load(options.pop("config"))
+        threads = options.pop("threads")
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+        function(study, **{k: v for k, v in options.items() if v is not None})
+    except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
+        if os.environ.get("DAG_TRACEBACK"):
+            raise
+        print(f"dag {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

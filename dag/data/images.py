@@ -1,0 +1,17 @@
+"""Pictures as people store them (uint8, channels last) and as networks take them ([-1, 1], channels first)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_tensor(images: np.ndarray) -> Tensor:
+    """Images (n, h, w, 3) uint8 as (n, 3, h, w) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """The inverse of to_tensor, clipped: (n, h, w, 3) uint8."""
+    return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

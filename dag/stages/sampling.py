@@ -1,0 +1,149 @@
+"""Stages sample (one run of the run sheet) and trajectory (a few seeds, watched on their way)."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dag.data.images import to_uint8
+from dag.diffusion import Diffusion, respace
+from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
+from dag.heads import build_heads
+from dag.sampling import SampleRNG, guidance_strength, sample_ddim, sample_ddpm
+from dag.stages.study import Study, span, write_provenance, writing
+from dag.weights import load_module_file, load_unet
+
+
+def predictor(unet: Path) -> tuple[UNetPredictor, Diffusion, int]:
+    """The U-Net as a predictor, its diffusion, and its image size."""
+    network, meta = load_unet(unet)
+    diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
+    return UNetPredictor(network, diffusion, meta["prediction_type"]), diffusion, network.config.sample_size
+
+
+def load_heads(path: Path) -> torch.nn.ModuleDict:
+    """Heads written by the stage `heads`, frozen, batch norm in eval mode."""
+    state, config = load_module_file(path)
+    network = build_heads(config["blocks"], {int(b): c for b, c in config["channels"].items()}, **config["sizes"])
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
+def resolve(run: dict, scale: Path | None) -> dict:
+    """The run with every weight `best` replaced by the optimum that the sweep found for runs of its kind."""
+    if "best" not in (run["w_dc"], run["w_dp"]):
+        return run
+    if scale is None:
+        raise ValueError(f"run {run['run']!r} has a weight 'best': --scale must name the file of the stage `scale`")
+    kind = "+".join(name for name, key in (("dcg", "w_dc"), ("dpg", "w_dp")) if str(run[key]) != "0")
+    best = json.loads(Path(scale).read_text())[kind]
+    return {**run, **{key: best[key] for key in ("w_dc", "w_dp") if run[key] == "best"}}
+
+
+def guided(study: Study, run: dict, plain: UNetPredictor, heads: Path, prior: Path) -> DepthGuidance:
+    """The predictor of a run, from its weights, heads and prior."""
+    reduction, terms = study["sampling"]["reduction"], []
+    if run["w_dc"]:
+        terms.append(Consistency(run["w_dc"], reduction))
+    if run["w_dp"]:
+        network, diffusion, resolution = predictor(prior)
+        terms.append(Prior(run["w_dp"], network.eps, diffusion, resolution, span(run["tau"]), reduction))
+    return DepthGuidance(plain, load_heads(heads), terms, span(run["window"]))
+
+
+def trace(run: dict, predict, diffusion: Diffusion, size: int, seeds: list[int], study: Study, callback=None) -> torch.Tensor:
+    """Images (b, 3, size, size) in [-1, 1] of one batch of seeds."""
+    rng = SampleRNG(seeds)
+    x = rng.randn("init", (3, size, size))
+    timesteps = respace(diffusion.num_timesteps, run["steps"], run["sampler"])
+    options = {"rule": run["rule"], "rng": rng, "clip": study["sampling"]["clip"], "callback": callback}
+    if run["sampler"] == "ddim":
+        return sample_ddim(predict, x, timesteps, diffusion, eta=run["eta"], **options)
+    return sample_ddpm(predict, x, timesteps, diffusion, variance=study["sampling"]["variance"], **options)
+
+
+def sample(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, out: Path, scale: Path | None = None) -> None:
+    """Draw the samples of one run: images, seeds, and the guidance's telemetry."""
+    started = time.time()
+    row = resolve(study.run(run), scale)
+    plain, diffusion, size = predictor(unet)
+    predict = guided(study, row, plain, heads, prior)
+    seeds = list(range(row["first_seed"], row["first_seed"] + row["n"]))
+    batch = study["sampling"]["batch_size"]
+    images, telemetry = [], []
+    clock = time.perf_counter()
+    for start in tqdm(range(0, len(seeds), batch), desc=run, unit="batch", disable=None):
+        records: list[dict] = []
+
+        def watch(step, records=records) -> None:
+            records.append({"t": int(step.t[0]), **_telemetry(step)})
+
+        images.append(to_uint8(trace(row, predict, diffusion, size, seeds[start : start + batch], study, watch)))
+        telemetry.append(records)
+    seconds = (time.perf_counter() - clock) / len(seeds)
+    with writing(out) as aside:
+        np.savez(aside, images=np.concatenate(images), seeds=np.array(seeds), **_stack(telemetry))
+    gradients = sum("grad_rms" in r for r in telemetry[0])
+    write_provenance(out, study, started, run=row, seconds_per_sample=seconds, unet_evaluations=len(telemetry[0]), unet_gradients=gradients)
+
+
+def _telemetry(step) -> dict:
+    """Losses and strength of guidance in one step, (b,) each; nothing where it did not act."""
+    if step.shift is None:
+        return {}
+    losses = {f"loss_{name}": loss for name, loss in step.prediction.losses.items()}
+    return {name: value.numpy() for name, value in {**losses, **guidance_strength(step)}.items()}
+
+
+def _stack(telemetry: list[list[dict]]) -> dict[str, np.ndarray]:
+    """Per-step records of every batch as arrays (steps, n), zero where guidance did not act."""
+    stacked = {"t": np.array([r["t"] for r in telemetry[0]])}
+    keys = sorted({k for records in telemetry for r in records for k in r} - {"t"})
+    for key in keys:
+        width = [next(len(r[key]) for r in records if key in r) for records in telemetry]
+        rows = [[r.get(key, np.zeros(w)) for r in records] for records, w in zip(telemetry, width, strict=True)]
+        stacked[key] = np.concatenate([np.stack(r) for r in rows], axis=1).astype(np.float32)
+    return stacked
+
+
+def trajectory(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, out: Path, scale: Path | None = None) -> None:
+    """Noisy image, predicted image and depth read from both heads at some steps of a run (fig. 3)."""
+    from dag.stages.models import coding
+
+    started = time.time()
+    row = resolve(study.run(run), scale)
+    plain, diffusion, size = predictor(unet)
+    network, code = load_heads(heads), coding(study)
+    blocks = sorted({b for head in network.values() for b in head.blocks})
+    seeds = list(range(row["first_seed"], row["first_seed"] + study["figures"]["trajectory_seeds"]))
+    timesteps = respace(diffusion.num_timesteps, row["steps"], row["sampler"])
+    wanted = {int(timesteps[np.abs(timesteps - t).argmin()]) for t in study["figures"]["trajectory_t"]}
+    frames: list[dict] = []
+
+    def watch(step) -> None:
+        if int(step.t[0]) not in wanted:
+            return
+        with torch.inference_mode():
+            _, found = plain.taps(step.x_t, step.t, blocks, with_grad=False)
+            depths = {name: code.decode(head(found, step.t, size))[:, 0].numpy() for name, head in network.items()}
+        pictures = {"x_t": to_uint8(step.x_t), "pred_xstart": to_uint8(step.pred_xstart)}
+        frames.append({"t": int(step.t[0]), **pictures, **depths})
+
+    trace(row, guided(study, row, plain, heads, prior), diffusion, size, seeds, study, watch)
+    with writing(out) as aside:
+        np.savez(aside, seeds=np.array(seeds), **{k: np.stack([f[k] for f in frames]) for k in frames[0]})
+    write_provenance(out, study, started, run=row)
+
+
+def read_depth(images: torch.Tensor, seeds: list[int], plain: UNetPredictor, diffusion: Diffusion, head, t: int) -> torch.Tensor:
+    """Coded depth (b, 1, s, s) that a head reads from finished images (b, 3, s, s), noised a little to timestep t."""
+    steps = torch.full((len(images),), t)
+    noise = SampleRNG(seeds).randn("read", images.shape[1:])
+    with torch.inference_mode():
+        _, found = plain.taps(diffusion.q_sample(images, steps, noise), steps, head.blocks, with_grad=False)
+        return head(found, steps, images.shape[-1])

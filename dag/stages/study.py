@@ -1,0 +1,249 @@
+"""A study: a config file, its run sheet, where its files lie, and what each of them depends on. Knows no torch."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import resource
+import tempfile
+import time
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SCHEMAS = PACKAGE.parent / "workflow" / "schemas"
+GUIDED = ("w_dc", "w_dp")
+
+
+class StudyError(ValueError):
+    """A config or run sheet that cannot be run: one line that names file, key or row, what was found and what is allowed."""
+
+
+class Study:
+    """A validated config with its run sheet. `study["heads"]` is a config section, `study.run("dcg")` a row of the sheet."""
+
+    def __init__(self, config: dict, source: str = "config"):
+        self.config, self.source = config, source
+        self._validate_config()
+        self.runs = self._read_runs()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        path = Path(path)
+        if not path.is_file():
+            raise StudyError(f"{path}: no such config file; the shipped ones are in config/")
+        try:
+            config = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise StudyError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        return cls(config, str(path))
+
+    def __getitem__(self, section: str):
+        return self.config[section]
+
+    @property
+    def root(self) -> Path:
+        return Path("results") / self.config["study"]
+
+    def run(self, name: str) -> dict:
+        return {"run": name, **self.runs.loc[name].to_dict()}
+
+    def baseline_of(self, name: str) -> str | None:
+        """The unguided run with the same sampler, steps, eta and seeds; None for a run that is unguided itself."""
+        row = self.runs.loc[name]
+        same = (self.runs[["sampler", "steps", "eta", "n", "first_seed"]] == row[["sampler", "steps", "eta", "n", "first_seed"]]).all(axis=1)
+        names = [r for r in self.runs.index[same & ~self._guided()] if r != name]
+        return names[0] if names and name in self.runs.index[self._guided()] else None
+
+    def _guided(self) -> pd.Series:
+        return (self.runs[list(GUIDED)].astype(str) != "0").any(axis=1)
+
+    def section_hash(self, *sections: str) -> str:
+        """Hash of config sections: what a rule passes as a param, so that a changed key reruns only what reads it."""
+        return _digest(json.dumps({s: self.config[s] for s in sections}, sort_keys=True, default=str))
+
+    def run_hash(self, name: str) -> str:
+        """Hash of one row of the run sheet."""
+        return _digest(json.dumps(self.run(name), sort_keys=True, default=str))
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved config for the stages to read; an equal file is left as it is."""
+        text = "# Written by the workflow: the config of this study as it was resolved.\n" + yaml.safe_dump(self.config, sort_keys=False)
+        if not Path(path).is_file() or Path(path).read_text() != text:
+            with writing(path) as aside:
+                aside.write_text(text)
+
+    def _validate_config(self) -> None:
+        _validate(self.config, "config.schema.yaml", self.source)
+        spans = sorted((first, first + count, use) for use, (first, count) in self["data"].items())
+        for (_, end, use), (start, _, other) in zip(spans, spans[1:], strict=False):
+            if start < end:
+                raise StudyError(f"{self.source}: data.{other} starts at seed {start}, inside data.{use}, which ends at {end}; uses must not share seeds")
+        blocks = decoder_block_count(self["unet"]["architecture"])
+        for head in ("strong", "weak"):
+            wrong = [b for b in self["heads"][head] if not 0 <= b < blocks]
+            if wrong:
+                raise StudyError(f"{self.source}: heads.{head} names decoder blocks {wrong}; this U-Net has blocks 0 to {blocks - 1}")
+        counts, available = list(self["heads"]["labels"]), self["data"]["labels"][1]
+        if max(counts) > available:
+            raise StudyError(f"{self.source}: heads.labels asks for {max(counts)} labelled images; data.labels has {available}")
+        if self["heads"]["guide"] not in counts:
+            raise StudyError(f"{self.source}: heads.guide is {self['heads']['guide']}, expected one of heads.labels {counts}")
+        last = 1000
+        for key, values in [("heads.validation_t", self["heads"]["validation_t"]), ("figures.trajectory_t", self["figures"]["trajectory_t"])]:
+            if wrong := [t for t in values if not 0 <= t < last]:
+                raise StudyError(f"{self.source}: {key} has {wrong}, expected timesteps 0 to {last - 1}")
+
+    def _read_runs(self) -> pd.DataFrame:
+        path = Path(self["runs"])
+        if not path.is_file():
+            raise StudyError(f"{self.source}: runs is {path}, which does not exist")
+        try:
+            sheet = pd.read_csv(path, sep="\t", comment="#", dtype=str, keep_default_na=False)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            raise StudyError(f"{path}: not a table of tab-separated values: {' '.join(str(error).split())}") from None
+        rows = []
+        for line, row in enumerate(sheet.to_dict("records"), 2):
+            row = {k: _number(v) for k, v in row.items()}
+            _validate(row, "runs.schema.yaml", f"{path}: row {row.get('run', line)!r}")
+            rows.append(row)
+        names = [r["run"] for r in rows]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise StudyError(f"{path}: the run names {twice} appear more than once")
+        for row in rows:
+            self._check_run(path, row)
+        return pd.DataFrame(rows).set_index("run")
+
+    def _check_run(self, path: Path, row: dict) -> None:
+        where = f"{path}: row {row['run']!r}"
+        if row["prior"] not in self["prior"]["resolutions"]:
+            raise StudyError(f"{where}: prior is {row['prior']}, which is not trained; prior.resolutions has {self['prior']['resolutions']}")
+        if row["heads"] != "guide" and row["heads"] not in self["heads"]["labels"]:
+            raise StudyError(f"{where}: heads is {row['heads']}, expected 'guide' or a label count of heads.labels {list(self['heads']['labels'])}")
+        if row["sampler"] == "ddpm" and row["eta"] != 0:
+            raise StudyError(f"{where}: eta is {row['eta']} for ddpm, expected 0 (eta is DDIM's)")
+        for key in ("tau", "window"):
+            low, high = span(row[key])
+            if not low <= high < 1000:
+                raise StudyError(f"{where}: {key} is {row[key]!r}, expected one timestep or low-high within 0 to 999")
+
+
+def span(text) -> tuple[int, int]:
+    """(low, high) of '300' or '100-500'."""
+    low, _, high = str(text).partition("-")
+    return int(low), int(high or low)
+
+
+def decoder_block_count(architecture: dict) -> int:
+    """One block per decoder ResNet: every level has layers_per_block + 1."""
+    return len(architecture["block_out_channels"]) * (architecture["layers_per_block"] + 1)
+
+
+def _number(text: str):
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+@cache
+def _schema(name: str):
+    import jsonschema
+
+    schema = yaml.safe_load((SCHEMAS / name).read_text())
+    return jsonschema.Draft202012Validator(schema)
+
+
+def _validate(value: dict, schema: str, where: str) -> None:
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_schema(schema).iter_errors(value))
+    if error is not None:
+        key = ".".join(str(p) for p in error.absolute_path) or "top level"
+        raise StudyError(f"{where}: {key}: {error.message}")
+
+
+# What an artefact depends on ----------------------------------------------------------------------------------------
+
+
+@cache
+def code_hash(*modules: str) -> str:
+    """Content hash of the named modules of dag ("stages.sampling") and of everything they import from dag."""
+    seen: dict[str, str] = {}
+    queue = [f"dag.{m}" for m in modules]
+    while queue:
+        module = queue.pop()
+        path = _module_file(module)
+        if path is None or str(path) in seen:
+            continue
+        text = path.read_text()
+        seen[str(path)] = _digest(text)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dag"):
+                queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                queue += [alias.name for alias in node.names if alias.name.startswith("dag.")]
+    # This file plans the study and shapes no number.
+    seen.pop(str(Path(__file__).resolve()), None)
+    return _digest(json.dumps(sorted(seen.values())))
+
+
+def _module_file(module: str) -> Path | None:
+    path = PACKAGE.parent / Path(*module.split("."))
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def writing(path: str | Path):
+    """Yields a path beside the wanted one and renames it there at the end: nothing half-written is ever taken for whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(aside)
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
+    """A table of results; floats with enough digits to be equal bit for bit after float32."""
+    with writing(path) as aside:
+        frame.to_csv(aside, index=False, float_format="%.9g")
+
+
+def write_provenance(out: str | Path, study: Study, started: float, **facts) -> None:
+    """What made an artefact, beside it as <name>.json: config, versions, seconds, peak memory, and the stage's own facts."""
+    from importlib.metadata import version
+
+    record = {
+        "made": Path(out).name,
+        "study": study["study"],
+        "config": study.section_hash(*study.config),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "numpy")}},
+        "machine": platform.machine(),
+        "seconds": round(time.time() - started, 2),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **facts,
+    }
+    with writing(Path(out).with_suffix(".json")) as aside:
+        aside.write_text(json.dumps(record, indent=1, default=str) + "\n")

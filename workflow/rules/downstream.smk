@@ -1,0 +1,34 @@
+# A depth network trained on reference or generated pairs, tested on held-out scenes (Table 4).
+
+
+def downstream_pictures(wildcards):
+    run = config["downstream"]["sources"].get(wildcards.source)
+    return f"{RESULTS}/samples/{run}.npz" if run else f"{RESULTS}/data/downstream.npz"
+
+
+def downstream_labels(wildcards):
+    run = config["downstream"]["sources"].get(wildcards.source)
+    return f"{RESULTS}/judged/{run}.npz" if run else []
+
+
+rule downstream:
+    input:
+        pictures=downstream_pictures,
+        judged=downstream_labels,
+        test=f"{RESULTS}/data/test.npz",
+    output:
+        f"{RESULTS}/metrics/downstream/{{source}}.csv",
+    wildcard_constraints:
+        source="|".join(["reference", "constant", *config["downstream"]["sources"]]),
+    params:
+        command=dag("downstream"),
+        judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
+        stamp=stamp("downstream", "downstream", "depth"),
+    benchmark:
+        f"{RESULTS}/benchmarks/downstream/{{source}}.tsv"
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "{params.command} --threads {threads} --source {wildcards.source} --pictures {input.pictures} --test {input.test}"
+        " {params.judged} --out {output}"

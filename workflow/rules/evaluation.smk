@@ -1,0 +1,91 @@
+# Depth by the judge, features, distances.
+
+
+rule describe:
+    input:
+        pictures=lambda w: f"{RESULTS}/samples/{w.run}.npz" if w.run in RUNS.index else f"{RESULTS}/data/{({'real': 'heldout'}).get(w.run, w.run)}.npz",
+        unet=UNET,
+        heads=f"{RESULTS}/models/heads/labels{config['heads']['guide']}.safetensors",
+        judge=f"{RESULTS}/models/judge.safetensors",
+    output:
+        described=f"{RESULTS}/judged/{{run}}.npz",
+    params:
+        command=dag("describe"),
+        stamp=stamp("evaluation", "evaluation", "sampling", "depth"),
+    benchmark:
+        f"{RESULTS}/benchmarks/describe/{{run}}.tsv"
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "{params.command} --threads {threads} --pictures {input.pictures} --unet {input.unet} --heads {input.heads}"
+        " --judge {input.judge} --out {output.described}"
+
+
+rule measure_sweep:
+    input:
+        judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=SWEEP),
+        reference=f"{RESULTS}/judged/reference.npz",
+    output:
+        f"{RESULTS}/metrics/sweep.csv",
+    params:
+        command=dag("measure"),
+        runs=SWEEP,
+        stamp=stamp("evaluation", "evaluation"),
+    benchmark:
+        f"{RESULTS}/benchmarks/measure/sweep.tsv"
+    threads: 1
+    shell:
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --out {output}"
+
+
+# The optimum of the sweep, on seeds that the final tables do not use.
+rule scale:
+    input:
+        f"{RESULTS}/metrics/sweep.csv",
+    output:
+        f"{RESULTS}/metrics/scale.json",
+    params:
+        command=dag("scale"),
+        stamp=stamp("evaluation"),
+    benchmark:
+        f"{RESULTS}/benchmarks/scale/scale.tsv"
+    threads: 1
+    shell:
+        "{params.command} --distances {input} --out {output}"
+
+
+rule measure:
+    input:
+        judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=FINAL),
+        reference=f"{RESULTS}/judged/reference.npz",
+        real=f"{RESULTS}/judged/real.npz",
+        sweep=f"{RESULTS}/metrics/sweep.csv" if SWEEP else [],
+    output:
+        f"{RESULTS}/metrics/distances.csv",
+    params:
+        command=dag("measure"),
+        runs=FINAL,
+        earlier=f"--earlier {RESULTS}/metrics/sweep.csv" if SWEEP else "",
+        stamp=stamp("evaluation", "evaluation"),
+    benchmark:
+        f"{RESULTS}/benchmarks/measure/final.tsv"
+    threads: 1
+    shell:
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference}"
+        " --real {input.real} {params.earlier} --out {output}"
+
+
+rule runs:
+    input:
+        expand(f"{RESULTS}/samples/{{run}}.json", run=RUNS.index),
+    output:
+        f"{RESULTS}/metrics/runs.csv",
+    params:
+        command=dag("runs"),
+        stamp=stamp("evaluation"),
+    benchmark:
+        f"{RESULTS}/benchmarks/runs/runs.tsv"
+    threads: 1
+    shell:
+        "{params.command} --provenance {input} --out {output}"

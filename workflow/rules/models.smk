@@ -1,0 +1,120 @@
+# Networks: the pretrained U-Net (on demand), depth heads on its features, priors over depth, the judge.
+
+
+rule train_unet:
+    output:
+        directory(f"{RESULTS}/models/unet"),
+    params:
+        command=dag("pretrain"),
+        stamp=f"{stamp('models', 'domain', 'unet')}-{config['data']['unet']}",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_unet/unet.tsv"
+    threads: config["unet"]["training"].get("processes", 1)
+    resources:
+        gpu=1,
+    shell:
+        "{params.command} --out {output}"
+
+
+rule features:
+    input:
+        unet=UNET,
+        data=f"{RESULTS}/data/labels.npz",
+    output:
+        rows=f"{RESULTS}/features/labels{{count}}.npy",
+        index=f"{RESULTS}/features/labels{{count}}.json",
+    params:
+        command=dag("features"),
+        # The heads that guide are compared with heads on every single block, so their images keep every block.
+        blocks=lambda w: "all" if int(w.count) == config["heads"]["guide"] else "heads",
+        levels=lambda w: {str(k): v for k, v in config["heads"]["labels"].items()}[w.count],
+        stamp=stamp("models", "heads", "sampling"),
+    benchmark:
+        f"{RESULTS}/benchmarks/features/labels{{count}}.tsv"
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "{params.command} --threads {threads} --unet {input.unet} --data {input.data} --levels {params.levels}"
+        " --blocks {params.blocks} --count {wildcards.count} --out {output.rows}"
+
+
+rule validation_features:
+    input:
+        unet=UNET,
+        data=f"{RESULTS}/data/validation.npz",
+    output:
+        rows=f"{RESULTS}/features/validation.npy",
+        index=f"{RESULTS}/features/validation.json",
+    params:
+        command=dag("features"),
+        count=config["data"]["validation"][1],
+        stamp=stamp("models", "heads", "sampling"),
+    benchmark:
+        f"{RESULTS}/benchmarks/features/validation.tsv"
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "{params.command} --threads {threads} --unet {input.unet} --data {input.data} --levels validation"
+        " --blocks all --count {params.count} --out {output.rows}"
+
+
+rule heads:
+    input:
+        data=f"{RESULTS}/data/labels.npz",
+        features=lambda w: f"{RESULTS}/features/labels{config['heads']['guide'] if w.heads == 'blocks' else w.heads[6:]}.npy",
+        validation=f"{RESULTS}/data/validation.npz",
+        validation_features=f"{RESULTS}/features/validation.npy",
+    output:
+        heads=f"{RESULTS}/models/heads/{{heads}}.safetensors",
+        metrics=f"{RESULTS}/metrics/heads/{{heads}}.csv",
+    wildcard_constraints:
+        heads=r"labels\d+|blocks",
+    params:
+        command=dag("heads"),
+        kind=lambda w: "blocks" if w.heads == "blocks" else "pair",
+        stamp=stamp("models", "heads", "depth"),
+    benchmark:
+        f"{RESULTS}/benchmarks/heads/{{heads}}.tsv"
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "{params.command} --threads {threads} --kind {params.kind} --data {input.data} --features {input.features}"
+        " --validation {input.validation} --validation-features {input.validation_features}"
+        " --out {output.heads} --metrics {output.metrics}"
+
+
+rule prior:
+    input:
+        f"{RESULTS}/data/prior.npz",
+    output:
+        directory(f"{RESULTS}/models/prior{{resolution}}"),
+    params:
+        command=dag("prior"),
+        stamp=stamp("models", "prior", "depth"),
+    benchmark:
+        f"{RESULTS}/benchmarks/prior/{{resolution}}.tsv"
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "{params.command} --threads {threads} --resolution {wildcards.resolution} --data {input} --out {output}"
+
+
+rule judge:
+    input:
+        f"{RESULTS}/data/judge.npz",
+    output:
+        f"{RESULTS}/models/judge.safetensors",
+    params:
+        command=dag("judge"),
+        stamp=stamp("models", "judge", "depth", "domain"),
+    benchmark:
+        f"{RESULTS}/benchmarks/judge/judge.tsv"
+    threads: 1
+    resources:
+        gpu=1,
+    shell:
+        "{params.command} --threads {threads} --data {input} --out {output}"
