@@ -4,7 +4,10 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-configfile: "config/rooms.yaml"
+# A study is one whole config: Snakemake would mix a second file into this one.
+if "study" not in config:
+
+    configfile: "config/rooms.yaml"
 
 
 include: "workflow/rules/common.smk"

@@ -86,7 +86,9 @@ class Study:
         for (_, end, use), (start, _, other) in zip(spans, spans[1:], strict=False):
             if start < end:
                 raise StudyError(f"{self.source}: data.{other} starts at seed {start}, inside data.{use}, which ends at {end}; uses must not share seeds")
-        blocks = decoder_block_count(self["unet"]["architecture"])
+        if self["depth"]["near"] >= self["depth"]["far"]:
+            raise StudyError(f"{self.source}: depth.near is {self['depth']['near']} and depth.far {self['depth']['far']}, expected near < far (metres)")
+        blocks = decoder_block_count(self._architecture())
         for head in ("strong", "weak"):
             wrong = [b for b in self["heads"][head] if not 0 <= b < blocks]
             if wrong:
@@ -96,10 +98,32 @@ class Study:
             raise StudyError(f"{self.source}: heads.labels asks for {max(counts)} labelled images; data.labels has {available}")
         if self["heads"]["guide"] not in counts:
             raise StudyError(f"{self.source}: heads.guide is {self['heads']['guide']}, expected one of heads.labels {counts}")
-        last = 1000
         for key, values in [("heads.validation_t", self["heads"]["validation_t"]), ("figures.trajectory_t", self["figures"]["trajectory_t"])]:
-            if wrong := [t for t in values if not 0 <= t < last]:
-                raise StudyError(f"{self.source}: {key} has {wrong}, expected timesteps 0 to {last - 1}")
+            if wrong := [t for t in values if not 0 <= t < 1000]:
+                raise StudyError(f"{self.source}: {key} has {wrong}, expected timesteps 0 to 999")
+
+    def _architecture(self) -> dict:
+        """Of the pretrained U-Net where it is there to be asked, else the config's."""
+        path = self["unet"]["path"]
+        described = [Path(path) / "unet" / "config.json", Path(path) / "config.json"] if path else []
+        for file in described:
+            if file.is_file():
+                try:
+                    return json.loads(file.read_text())
+                except ValueError as error:
+                    raise StudyError(f"{file}: not readable as JSON: {error}") from None
+        return self["unet"]["architecture"]
+
+    @cache  # noqa: B019 one study lives as long as its process
+    def check_weights(self) -> None:
+        """Refuse pretrained weights that are missing or cut short, by the header of the file alone."""
+        path = Path(self["unet"]["path"])
+        if not path.exists():
+            raise StudyError(f"{self.source}: unet.path is {path}, which does not exist; null trains the U-Net in the study (snakemake pretrain)")
+        for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] * (path.suffix == ".safetensors"):
+            size, expected = file.stat().st_size, _safetensors_size(file)
+            if size != expected:
+                raise StudyError(f"{file}: {size} bytes, expected {expected}: the file is damaged; fetch it again (git checkout -- {file})")
 
     def _read_runs(self) -> pd.DataFrame:
         path = Path(self["runs"])
@@ -144,6 +168,17 @@ def span(text) -> tuple[int, int]:
 def decoder_block_count(architecture: dict) -> int:
     """One block per decoder ResNet: every level has layers_per_block + 1."""
     return len(architecture["block_out_channels"]) * (architecture["layers_per_block"] + 1)
+
+
+def _safetensors_size(file: Path) -> int | None:
+    """Length of a whole file by its own header; None where there is no header."""
+    with open(file, "rb") as stream:
+        try:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, 1 << 27)))
+        except ValueError:
+            return None
+    return 8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
 
 
 def _number(text: str):

@@ -3,18 +3,17 @@ import os
 import sys
 
 sys.path.insert(0, workflow.basedir)
-from snakemake.exceptions import WorkflowError
 
 from dag.stages.study import Study, StudyError, code_hash
 
 try:
-    STUDY = Study(config, "config")
+    STUDY = Study(config, os.fspath(workflow.configfiles[-1]) if workflow.configfiles else "config")
 except StudyError as error:
-    raise WorkflowError(str(error))
+    # One line and a status, where an exception would be shown with the place in this file.
+    sys.exit(f"snakemake: {error}")
 
 RESULTS = str(STUDY.root)
 RUNS = STUDY.runs
-UNET = config["unet"]["path"] or f"{RESULTS}/models/unet"
 
 # A stage reads the config as Snakemake resolved it (several files, --config). It is rewritten only when it changed, and what
 # a rule depends on is its `params.stamp`, not this file: a changed key reruns only the rules that read it.
@@ -23,9 +22,21 @@ STUDY.save(CONFIG)
 
 
 wildcard_constraints:
-    run="[A-Za-z0-9_]+",
-    count=r"\d+",
+    run="|".join([*RUNS.index, "real", "reference"]),
+    labels=r"\d+",
     resolution=r"\d+",
+
+
+def unet(wildcards):
+    """The pretrained U-Net, or the one that this study trains. A damaged one is refused before any job starts."""
+    path = config["unet"]["path"]
+    if path is None:
+        return f"{RESULTS}/models/unet"
+    try:
+        STUDY.check_weights()
+    except StudyError as error:
+        sys.exit(f"snakemake: {error}")
+    return path
 
 
 def stamp(stage, *sections):

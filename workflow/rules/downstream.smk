@@ -18,17 +18,16 @@ rule downstream:
         test=f"{RESULTS}/data/test.npz",
     output:
         f"{RESULTS}/metrics/downstream/{{source}}.csv",
+    benchmark:
+        f"{RESULTS}/benchmarks/downstream/{{source}}.tsv"
     wildcard_constraints:
         source="|".join(["reference", "constant", *config["downstream"]["sources"]]),
+    threads: 1
+    resources:
+        gpu=1,
     params:
         command=dag("downstream"),
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
         stamp=stamp("downstream", "downstream", "depth"),
-    benchmark:
-        f"{RESULTS}/benchmarks/downstream/{{source}}.tsv"
-    threads: 1
-    resources:
-        gpu=1,
     shell:
-        "{params.command} --threads {threads} --source {wildcards.source} --pictures {input.pictures} --test {input.test}"
-        " {params.judged} --out {output}"
+        "{params.command} --threads {threads} --source {wildcards.source} --pictures {input.pictures} --test {input.test}" " {params.judged} --out {output}"

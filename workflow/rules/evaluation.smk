@@ -4,19 +4,19 @@
 rule describe:
     input:
         pictures=lambda w: f"{RESULTS}/samples/{w.run}.npz" if w.run in RUNS.index else f"{RESULTS}/data/{({'real': 'heldout'}).get(w.run, w.run)}.npz",
-        unet=UNET,
+        unet=unet,
         heads=f"{RESULTS}/models/heads/labels{config['heads']['guide']}.safetensors",
         judge=f"{RESULTS}/models/judge.safetensors",
     output:
         described=f"{RESULTS}/judged/{{run}}.npz",
-    params:
-        command=dag("describe"),
-        stamp=stamp("evaluation", "evaluation", "sampling", "depth"),
     benchmark:
         f"{RESULTS}/benchmarks/describe/{{run}}.tsv"
     threads: 1
     resources:
         gpu=1,
+    params:
+        command=dag("describe"),
+        stamp=stamp("evaluation", "evaluation", "sampling", "depth"),
     shell:
         "{params.command} --threads {threads} --pictures {input.pictures} --unet {input.unet} --heads {input.heads}"
         " --judge {input.judge} --out {output.described}"
@@ -28,13 +28,13 @@ rule measure_sweep:
         reference=f"{RESULTS}/judged/reference.npz",
     output:
         f"{RESULTS}/metrics/sweep.csv",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure/sweep.tsv"
+    threads: 1
     params:
         command=dag("measure"),
         runs=SWEEP,
         stamp=stamp("evaluation", "evaluation"),
-    benchmark:
-        f"{RESULTS}/benchmarks/measure/sweep.tsv"
-    threads: 1
     shell:
         "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --out {output}"
 
@@ -45,12 +45,12 @@ rule scale:
         f"{RESULTS}/metrics/sweep.csv",
     output:
         f"{RESULTS}/metrics/scale.json",
-    params:
-        command=dag("scale"),
-        stamp=stamp("evaluation"),
     benchmark:
         f"{RESULTS}/benchmarks/scale/scale.tsv"
     threads: 1
+    params:
+        command=dag("scale"),
+        stamp=stamp("evaluation"),
     shell:
         "{params.command} --distances {input} --out {output}"
 
@@ -63,17 +63,16 @@ rule measure:
         sweep=f"{RESULTS}/metrics/sweep.csv" if SWEEP else [],
     output:
         f"{RESULTS}/metrics/distances.csv",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure/final.tsv"
+    threads: 1
     params:
         command=dag("measure"),
         runs=FINAL,
         earlier=f"--earlier {RESULTS}/metrics/sweep.csv" if SWEEP else "",
         stamp=stamp("evaluation", "evaluation"),
-    benchmark:
-        f"{RESULTS}/benchmarks/measure/final.tsv"
-    threads: 1
     shell:
-        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference}"
-        " --real {input.real} {params.earlier} --out {output}"
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference}" " --real {input.real} {params.earlier} --out {output}"
 
 
 rule runs:
@@ -81,11 +80,20 @@ rule runs:
         expand(f"{RESULTS}/samples/{{run}}.json", run=RUNS.index),
     output:
         f"{RESULTS}/metrics/runs.csv",
-    params:
-        command=dag("runs"),
-        stamp=stamp("evaluation"),
     benchmark:
         f"{RESULTS}/benchmarks/runs/runs.tsv"
     threads: 1
+    params:
+        command=dag("runs"),
+        stamp=stamp("evaluation"),
     shell:
         "{params.command} --provenance {input} --out {output}"
+
+
+# What every job pays before its work begins: the share of this in the study's CPU time is in timings.md.
+rule startup:
+    output:
+        f"{RESULTS}/metrics/startup.json",
+    localrule: True
+    script:
+        "../scripts/startup.py"

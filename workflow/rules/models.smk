@@ -4,60 +4,60 @@
 rule train_unet:
     output:
         directory(f"{RESULTS}/models/unet"),
-    params:
-        command=dag("pretrain"),
-        stamp=f"{stamp('models', 'domain', 'unet')}-{config['data']['unet']}",
     benchmark:
         f"{RESULTS}/benchmarks/train_unet/unet.tsv"
     threads: config["unet"]["training"].get("processes", 1)
     resources:
         gpu=1,
+    params:
+        command=dag("pretrain"),
+        stamp=f"{stamp('models', 'domain', 'unet')}-{config['data']['unet']}",
     shell:
         "{params.command} --out {output}"
 
 
 rule features:
     input:
-        unet=UNET,
+        unet=unet,
         data=f"{RESULTS}/data/labels.npz",
     output:
-        rows=f"{RESULTS}/features/labels{{count}}.npy",
-        index=f"{RESULTS}/features/labels{{count}}.json",
-    params:
-        command=dag("features"),
-        # The heads that guide are compared with heads on every single block, so their images keep every block.
-        blocks=lambda w: "all" if int(w.count) == config["heads"]["guide"] else "heads",
-        levels=lambda w: {str(k): v for k, v in config["heads"]["labels"].items()}[w.count],
-        stamp=stamp("models", "heads", "sampling"),
+        rows=f"{RESULTS}/features/labels{{labels}}.npy",
+        index=f"{RESULTS}/features/labels{{labels}}.json",
     benchmark:
-        f"{RESULTS}/benchmarks/features/labels{{count}}.tsv"
+        f"{RESULTS}/benchmarks/features/labels{{labels}}.tsv"
     threads: 1
     resources:
         gpu=1,
+    params:
+        command=dag("features"),
+        # The heads that guide are compared with heads on every single block, so their images keep every block.
+        blocks=lambda w: "all" if int(w.labels) == config["heads"]["guide"] else "heads",
+        levels=lambda w: {str(k): v for k, v in config["heads"]["labels"].items()}[w.labels],
+        stamp=stamp("models", "heads", "sampling"),
     shell:
         "{params.command} --threads {threads} --unet {input.unet} --data {input.data} --levels {params.levels}"
-        " --blocks {params.blocks} --count {wildcards.count} --out {output.rows}"
+        " --blocks {params.blocks} --count {wildcards.labels} --out {output.rows}"
 
 
 rule validation_features:
     input:
-        unet=UNET,
+        unet=unet,
         data=f"{RESULTS}/data/validation.npz",
     output:
         rows=f"{RESULTS}/features/validation.npy",
         index=f"{RESULTS}/features/validation.json",
-    params:
-        command=dag("features"),
-        count=config["data"]["validation"][1],
-        stamp=stamp("models", "heads", "sampling"),
     benchmark:
         f"{RESULTS}/benchmarks/features/validation.tsv"
     threads: 1
     resources:
         gpu=1,
+    params:
+        command=dag("features"),
+        images=config["data"]["validation"][1],
+        stamp=stamp("models", "heads", "sampling"),
     shell:
         "{params.command} --threads {threads} --unet {input.unet} --data {input.data} --levels validation"
-        " --blocks all --count {params.count} --out {output.rows}"
+        " --blocks all --count {params.images} --out {output.rows}"
 
 
 rule heads:
@@ -69,17 +69,17 @@ rule heads:
     output:
         heads=f"{RESULTS}/models/heads/{{heads}}.safetensors",
         metrics=f"{RESULTS}/metrics/heads/{{heads}}.csv",
+    benchmark:
+        f"{RESULTS}/benchmarks/heads/{{heads}}.tsv"
     wildcard_constraints:
         heads=r"labels\d+|blocks",
+    threads: 1
+    resources:
+        gpu=1,
     params:
         command=dag("heads"),
         kind=lambda w: "blocks" if w.heads == "blocks" else "pair",
         stamp=stamp("models", "heads", "depth"),
-    benchmark:
-        f"{RESULTS}/benchmarks/heads/{{heads}}.tsv"
-    threads: 1
-    resources:
-        gpu=1,
     shell:
         "{params.command} --threads {threads} --kind {params.kind} --data {input.data} --features {input.features}"
         " --validation {input.validation} --validation-features {input.validation_features}"
@@ -91,14 +91,14 @@ rule prior:
         f"{RESULTS}/data/prior.npz",
     output:
         directory(f"{RESULTS}/models/prior{{resolution}}"),
-    params:
-        command=dag("prior"),
-        stamp=stamp("models", "prior", "depth"),
     benchmark:
         f"{RESULTS}/benchmarks/prior/{{resolution}}.tsv"
     threads: 1
     resources:
         gpu=1,
+    params:
+        command=dag("prior"),
+        stamp=stamp("models", "prior", "depth"),
     shell:
         "{params.command} --threads {threads} --resolution {wildcards.resolution} --data {input} --out {output}"
 
@@ -108,13 +108,13 @@ rule judge:
         f"{RESULTS}/data/judge.npz",
     output:
         f"{RESULTS}/models/judge.safetensors",
-    params:
-        command=dag("judge"),
-        stamp=stamp("models", "judge", "depth", "domain"),
     benchmark:
         f"{RESULTS}/benchmarks/judge/judge.tsv"
     threads: 1
     resources:
         gpu=1,
+    params:
+        command=dag("judge"),
+        stamp=stamp("models", "judge", "depth", "domain"),
     shell:
         "{params.command} --threads {threads} --data {input} --out {output}"

@@ -17,22 +17,24 @@ def prior_of(wildcards):
 
 rule sample:
     input:
-        unet=UNET,
+        unet=unet,
         heads=heads_of,
         prior=prior_of,
         scale=scale_of,
     output:
         samples=f"{RESULTS}/samples/{{run}}.npz",
         provenance=f"{RESULTS}/samples/{{run}}.json",
+    benchmark:
+        f"{RESULTS}/benchmarks/sample/{{run}}.tsv"
+    wildcard_constraints:
+        run="|".join(RUNS.index),
+    threads: 1
+    resources:
+        gpu=1,
     params:
         command=dag("sample"),
         scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
         stamp=run_stamp,
-    benchmark:
-        f"{RESULTS}/benchmarks/sample/{{run}}.tsv"
-    threads: 1
-    resources:
-        gpu=1,
     shell:
         "{params.command} --threads {threads} --run {wildcards.run} --unet {input.unet} --heads {input.heads}"
         " --prior {input.prior} {params.scale} --out {output.samples}"
@@ -43,23 +45,23 @@ TRAJECTORY = config["figures"]["guided"]
 
 rule trajectory:
     input:
-        unet=UNET,
+        unet=unet,
         heads=lambda w: heads_of(type("Guided", (), {"run": TRAJECTORY})),
         prior=f"{RESULTS}/models/prior{RUNS.prior[TRAJECTORY]}",
         # The run's own samples say that its weights are settled; they are read from the same place.
         scale=lambda w: scale_of(type("Guided", (), {"run": TRAJECTORY})),
     output:
         f"{RESULTS}/samples/trajectory.npz",
-    params:
-        command=dag("trajectory"),
-        run=TRAJECTORY,
-        scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
-        stamp=lambda w: run_stamp(type("Guided", (), {"run": TRAJECTORY})) + STUDY.section_hash("figures"),
     benchmark:
         f"{RESULTS}/benchmarks/trajectory/trajectory.tsv"
     threads: 1
     resources:
         gpu=1,
+    params:
+        command=dag("trajectory"),
+        run=TRAJECTORY,
+        scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
+        stamp=lambda w: run_stamp(type("Guided", (), {"run": TRAJECTORY})) + STUDY.section_hash("figures"),
     shell:
         "{params.command} --threads {threads} --run {params.run} --unet {input.unet} --heads {input.heads}"
         " --prior {input.prior} {params.scale} --out {output}"

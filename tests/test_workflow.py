@@ -1,0 +1,194 @@
+"""The workflow: the smoke study end to end in a folder of its own, what a change re-runs, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+SMOKE = ROOT / "config" / "smoke.yaml"
+
+
+def snakemake(folder: Path, *arguments: str, config: str = "config/smoke.yaml") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--configfile", config, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
+
+
+def checkout(folder: Path) -> Path:
+    """The parts of the project that a study needs, in a folder where it may write."""
+    for name in ("dag", "workflow", "config", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
+
+
+def jobs(output: str) -> set[str]:
+    """Rules in the job table of a dry run."""
+    table = re.search(r"Job stats:\n(.*?)\ntotal", output, re.S)
+    return {line.split()[0] for line in table.group(1).splitlines()[2:]} if table else set()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """The smoke study, run once."""
+    folder = checkout(tmp_path_factory.mktemp("study"))
+    done = snakemake(folder, "--cores", "2")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_smoke_study_makes_every_table_and_figure(study):
+    results = study / "results" / "smoke"
+    for name in ("fig4a_blocks", "fig4b_labels", "table1_guidance", "table3_prior_resolution", "fig8_scale", "table4_downstream"):
+        for kind in ("csv", "md", "tex"):
+            assert (results / "tables" / f"{name}.{kind}").stat().st_size > 0
+    for name in ("fig3", "fig4a", "fig4b", "fig5", "fig6", "fig8", "samples"):
+        for kind in ("png", "svg"):
+            assert (results / "figures" / f"{name}.{kind}").stat().st_size > 0
+    table = pd.read_csv(results / "tables" / "table1_guidance.csv")
+    assert {"dfid", "dfid_low", "dfid_high", "fid", "fid_low", "fid_high", "n", "seconds_per_sample"} <= set(table.columns)
+    assert {"baseline", "dpg", "dcg"} <= set(table.run)
+    assert (table.dfid_low <= table.dfid).all()
+    assert (table.dfid <= table.dfid_high).all()
+
+
+def test_a_finished_study_has_nothing_to_do(study):
+    again = snakemake(study, "--cores", "2")
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stderr + again.stdout
+
+
+def test_a_changed_row_reruns_what_depends_on_it_alone(study):
+    sheet = study / "config" / "runs" / "smoke.tsv"
+    text = sheet.read_text()
+    rows = [line.split("\t") for line in text.splitlines()]
+    changed = [row[: rows[0].index("tau")] + ["250"] + row[rows[0].index("tau") + 1 :] if row[0] == "prior8" else row for row in rows]
+    sheet.write_text("\n".join("\t".join(row) for row in changed) + "\n")
+    try:
+        plan = snakemake(study, "-n")
+    finally:
+        sheet.write_text(text)
+    assert plan.returncode == 0, plan.stderr
+    stats = re.findall(r"^(sample|describe)\s+(\d+)$", plan.stdout + plan.stderr, re.M)
+    assert set(stats) == {("sample", "1"), ("describe", "1")}
+    assert not jobs(plan.stdout + plan.stderr) & {"prepare", "train_unet", "heads", "prior", "judge", "measure_sweep", "downstream"}
+
+
+def test_a_changed_plot_redraws_the_plot_alone(study):
+    script = study / "workflow" / "scripts" / "figure_scale.py"
+    text = script.read_text()
+    script.write_text(text + "\n# drawn anew\n")
+    try:
+        plan = snakemake(study, "-n")
+    finally:
+        script.write_text(text)
+    assert jobs(plan.stdout + plan.stderr) == {"all", "figure_scale"}
+
+
+def test_a_changed_config_key_reruns_only_its_readers(study):
+    config = yaml.safe_load(SMOKE.read_text())
+    config["downstream"]["seeds"] += 1
+    (study / "config" / "other.yaml").write_text(yaml.safe_dump(config))
+    plan = snakemake(study, "-n", config="config/other.yaml")
+    assert jobs(plan.stdout + plan.stderr) == {"all", "downstream", "table_downstream", "timings"}
+
+
+def edited(folder: Path, **changes) -> Path:
+    """A checkout whose smoke config has other values at dotted keys."""
+    checkout(folder)
+    config = yaml.safe_load(SMOKE.read_text())
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        section = config
+        for key in path:
+            section = section[key]
+        section[last] = value
+    (folder / "config" / "smoke.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"heads.colour": 3}, ["smoke.yaml", "heads", "colour"]),
+        ({"heads.strong": [2, 14]}, ["heads.strong", "[14]", "0 to 9"]),
+        ({"heads.labels": {10: 8, 5000: 8}}, ["heads.labels", "5000", "10"]),
+        ({"unet.path": "models/nowhere"}, ["unet.path", "models/nowhere", "does not exist"]),
+        ({"data.test": [1400010, 16]}, ["data.test", "data.reference", "share"]),
+        ({"runs": "config/runs/none.tsv"}, ["config/runs/none.tsv", "does not exist"]),
+        ({"depth.near": 20.0}, ["depth.near", "20", "near < far"]),
+    ],
+)
+def test_a_bad_config_is_refused_in_one_line(tmp_path, changes, expected):
+    done = snakemake(edited(tmp_path, **changes), "-n")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("snakemake: ")]
+    assert len(lines) == 1, done.stderr
+    assert all(part in lines[0] for part in expected), lines[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda rows: [*rows, rows[1]], ["baseline", "more than once"]),
+        (lambda rows: [rows[0], *([*row[:8], "64", *row[9:]] for row in rows[1:])], ["row 'baseline'", "prior is 64", "[8, 16]"]),
+        (lambda rows: [rows[0], [rows[1][0], "euler", *rows[1][2:]], *rows[2:]], ["row 'baseline'", "sampler", "euler"]),
+        (lambda rows: [row[:-1] for row in rows], ["row 'baseline'", "tables"]),
+        (lambda rows: [rows[0], [*rows[1][:2], "many", *rows[1][3:]], *rows[2:]], ["row 'baseline'", "steps", "many"]),
+    ],
+)
+def test_a_bad_run_sheet_is_refused_in_one_line(tmp_path, edit, expected):
+    checkout(tmp_path)
+    sheet = tmp_path / "config" / "runs" / "smoke.tsv"
+    rows = [line.split("\t") for line in sheet.read_text().splitlines()]
+    sheet.write_text("\n".join("\t".join(row) for row in edit(rows)) + "\n")
+    done = snakemake(tmp_path, "-n")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("snakemake: ")]
+    assert len(lines) == 1, done.stderr
+    assert all(part in lines[0] for part in ["smoke.tsv", *expected]), lines[0]
+
+
+def test_truncated_weights_are_refused_before_any_job(tmp_path, study):
+    shutil.copytree(study / "results" / "smoke" / "models" / "unet", tmp_path / "models" / "cut")
+    weights = tmp_path / "models" / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = snakemake(edited(tmp_path, **{"unet.path": "models/cut"}), "-n")
+    assert done.returncode != 0
+    assert "damaged" in done.stderr
+    assert str(Path("models/cut/unet/diffusion_pytorch_model.safetensors")) in done.stderr
+
+
+def test_a_stage_says_in_one_line_what_is_wrong(study):
+    command = [sys.executable, "-m", "dag", "describe", "--config", "config/smoke.yaml", "--pictures", "nowhere.npz"]
+    command += ["--unet", "results/smoke/models/unet", "--heads", "x.safetensors", "--judge", "y.safetensors", "--out", "z.npz"]
+    done = subprocess.run(command, cwd=study, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dag describe: nowhere.npz: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_nan_in_the_weights_stops_the_features(study, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(study / "results" / "smoke" / "models" / "unet", tmp_path / "unet")
+    weights = tmp_path / "unet" / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["conv_in.bias"][0] = torch.nan
+    save_file(state, weights)
+    command = [sys.executable, "-m", "dag", "features", "--config", "config/smoke.yaml", "--unet", str(tmp_path / "unet"), "--levels", "2", "--blocks", "all"]
+    command += ["--data", "results/smoke/data/labels.npz", "--count", "2", "--out", str(tmp_path / "f.npy")]
+    done = subprocess.run(command, cwd=study, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "not finite" in done.stderr
+    assert not (tmp_path / "f.npy").exists()
