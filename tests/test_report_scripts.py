@@ -1,0 +1,431 @@
+"""Tables and figures from a made-up study: what a reader sees has the numbers of the files, and drawing is reproducible."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dag.data.rooms import render
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "workflow/scripts"
+ERRORS = ["abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "si_log", "delta1", "delta2", "delta3"]
+LEVELS = [50, 250, 500, 750]
+EXTRACTOR = "efficientnet_lite0-40@128"
+
+
+@pytest.fixture(autouse=True)
+def _scripts_on_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def write_csv(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def depth_rows(rng, level, count, **facts):
+    """Rows of depth errors of `count` images around a level of abs_rel."""
+    rows = []
+    for image in range(count):
+        value = level * rng.lognormal(0, 0.35)
+        rows.append({**facts, "image": image, **dict.fromkeys(ERRORS, value), "delta1": 1 - value, "delta2": 1 - value / 2, "delta3": 1 - value / 4})
+    return rows
+
+
+def head_files(root, rng):
+    blocks = depth_rows(rng, 0.31, 40, head="constant", blocks="", labels=100, t=50)
+    for t in LEVELS:
+        blocks += [] if t == 50 else depth_rows(np.random.default_rng(1), 0.31, 40, head="constant", blocks="", labels=100, t=t)
+        for block in range(10):
+            level = 0.22 + 0.006 * (block - 5) ** 2 * (1 - t / 1500) + 0.08 * t / 750
+            blocks += depth_rows(rng, level, 40, head=f"block{block}", blocks=str(block), labels=100, t=t)
+    write_csv(root / "metrics/heads/blocks.csv", blocks)
+    for labels in (1, 10, 100, 1000):
+        rows = []
+        for t in LEVELS:
+            for head, names, extra in (("constant", "", 0.05), ("strong", "2+4+5+6+7", 0.0), ("weak", "6", 0.02)):
+                level = 0.3 + extra if head == "constant" else 0.18 + extra + 0.12 * t / 750 + 0.15 / labels**0.5
+                rows += depth_rows(rng, level, 40, head=head, blocks=names, labels=labels, t=t)
+        write_csv(root / f"metrics/heads/labels{labels}.csv", rows)
+
+
+def run_sheet():
+    rows = []
+
+    def add(run, sampler, w_dc, w_dp, prior, first_seed, n, tables):
+        settings = {
+            "run": run,
+            "sampler": sampler,
+            "steps": 25,
+            "eta": 0,
+            "w_dc": w_dc,
+            "w_dp": w_dp,
+            "rule": "score",
+            "tau": 300,
+            "prior": prior,
+            "heads": "guide",
+        }
+        cost = {"seconds_per_sample": 0.2 if w_dc == w_dp == 0 else 0.55, "unet_evaluations": 25}
+        rows.append({**settings, "window": "0-999", "n": n, "first_seed": first_seed, "tables": tables, **cost})
+
+    for run, dc, dp, tables in (("baseline", 0, 0, "table1,table3"), ("dpg", 0, 100, "table1,table3"), ("dcg", 300, 0, "table1"), ("both", 300, 100, "table1")):
+        add(run, "ddim", dc, dp, 16, 0, 256, tables)
+    add("ddpm_baseline", "ddpm", 0, 0, 16, 0, 256, "table1")
+    add("ddpm_both", "ddpm", 300, 100, 16, 0, 256, "table1")
+    add("prior8", "ddim", 0, 100, 8, 0, 256, "table3")
+    add("prior32", "ddim", 0, 100, 32, 0, 256, "table3")
+    grid = [(0, 0), *[(w, 0) for w in (30, 100, 300, 1000)], *[(0, w) for w in (30, 100, 300, 1000)], *[(a, b) for a in (100, 300) for b in (100, 300)]]
+    for dc, dp in grid:
+        add(f"sweep_{dc}_{dp}", "ddim", dc, dp, 16, 10000, 128, "fig8")
+    return pd.DataFrame(rows)
+
+
+def distance_rows(runs, rng):
+    rows = []
+    for run in [*runs.itertuples(), None]:
+        name = run.run if run else "real"
+        base = {"baseline": "", "both": "baseline", "ddpm_baseline": "", "sweep_0_0": "", "ddpm_both": "ddpm_baseline", "real": ""}
+        baseline = base.get(name, "sweep_0_0" if name.startswith("sweep") else "baseline")
+        gain = sum(0.25 * np.exp(-((np.log10(w / best)) ** 2)) for w, best in ((run.w_dc, 300), (run.w_dp, 100)) if w) if run else 0.9
+        for metric, level in (("dfid", 170.0), ("fid", 42.0)):
+            value = level * (1 - gain) * rng.uniform(0.98, 1.02)
+            row = {"run": name, "metric": metric, "extractor": EXTRACTOR, "dims": 40, "n": run.n if run else 256, "baseline": baseline}
+            row |= {"value": value, "low": 0.93 * value, "high": 1.08 * value}
+            difference = value - level if baseline else np.nan
+            rows.append({**row, "diff": difference, "diff_low": difference - 5, "diff_high": difference + 5, "p": 0.0025 if baseline else np.nan})
+    return rows
+
+
+def picture_files(root, size=32):
+    images, depth, _ = render(range(24), size)
+    seeds = np.arange(24)
+    (root / "samples").mkdir()
+    (root / "judged").mkdir()
+    (root / "data").mkdir()
+    np.savez(root / "data/heldout.npz", images=images[::-1], depth=depth, ids=seeds)
+    for run, grain in (("baseline", 20), ("dpg", 12), ("dcg", 10), ("both", 3)):
+        noise = np.random.default_rng(grain).normal(0, grain, images.shape)
+        np.savez(root / f"samples/{run}.npz", images=np.clip(images + noise, 0, 255).astype(np.uint8), seeds=seeds, t=np.arange(25))
+        bumps = 1 + 0.008 * grain * np.sin(np.arange(size) / 3)[None, :, None] * np.cos(np.arange(size) / 4)[None, None]
+        np.savez(root / f"judged/{run}.npz", judged=(depth * bumps).astype(np.float32), seeds=seeds)
+    t = np.array([999, 759, 559, 359, 159, 0])
+    rng, clean, share = np.random.default_rng(3), images[None, :4] / 127.5 - 1, 1 - t[:, None, None, None, None] / 1000
+    noisy = share * clean + (1 - share**2) ** 0.5 * rng.standard_normal((1, 4, size, size, 3))
+    blurred = share * clean + (1 - share) * clean.mean((2, 3), keepdims=True)
+    to_uint8 = [np.clip(127.5 * x + 127.5, 0, 255).astype(np.uint8) for x in (noisy, blurred)]
+    strong = share[..., 0] * depth[None, :4] + (1 - share[..., 0]) * depth.mean()
+    np.savez(root / "samples/trajectory.npz", seeds=seeds[:4], t=t, x_t=to_uint8[0], pred_xstart=to_uint8[1], strong=strong.astype(np.float32), weak=strong)
+
+
+def make_study(root):
+    """All the files that tables and figures read, under root."""
+    rng = np.random.default_rng(0)
+    head_files(root, rng)
+    runs = run_sheet()
+    write_csv(root / "metrics/runs.csv", runs)
+    write_csv(root / "metrics/distances.csv", distance_rows(runs, rng))
+    best = {"dcg": "sweep_300_0", "dpg": "sweep_0_100", "dcg+dpg": "sweep_300_100"}
+    (root / "metrics/scale.json").write_text(json.dumps({kind: {"run": run, "w_dc": 300.0, "w_dp": 100.0} for kind, run in best.items()}))
+    (root / "metrics/startup.json").write_text(json.dumps({"import_cpu_seconds": 4.0}))
+    for source, level, trainings in (("reference", 0.15, 3), ("unguided", 0.22, 3), ("dag", 0.18, 3), ("constant", 0.31, 1)):
+        rows = []
+        for seed in range(trainings):
+            for alignment, factor in (("none", 1), ("median", 0.8), ("scale_shift", 0.7)):
+                rows += depth_rows(rng, level * factor, 20, source=source, seed=seed, alignment=alignment, n_train=256)
+        write_csv(root / f"metrics/downstream/{source}.csv", rows)
+    picture_files(root)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    make_study(root)
+    return root
+
+
+def published():
+    return pd.read_csv(ROOT / "config/published.tsv", sep="\t", dtype=str)
+
+
+def build_all(root):
+    """Every table of the study, by name."""
+    import table_blocks
+    import table_downstream
+    import table_guidance
+    import table_labels
+    import table_prior_resolution
+    import table_scale
+
+    runs, distances = pd.read_csv(root / "metrics/runs.csv"), pd.read_csv(root / "metrics/distances.csv")
+    labels = pd.concat([pd.read_csv(root / f"metrics/heads/labels{count}.csv") for count in (1, 10, 100, 1000)])
+    downstream = pd.concat([pd.read_csv(root / f"metrics/downstream/{source}.csv") for source in ("reference", "unguided", "dag", "constant")])
+    return {
+        "fig4a_blocks": table_blocks.build(pd.read_csv(root / "metrics/heads/blocks.csv"), [2, 4, 4, 8, 8, 16, 16, 32, 32, 32]),
+        "fig4b_labels": table_labels.build(labels),
+        "table1_guidance": table_guidance.build(runs, distances, published()),
+        "table3_prior_resolution": table_prior_resolution.build(runs, distances),
+        "fig8_scale": table_scale.build(runs, distances, {"sweep_300_0", "sweep_0_100", "sweep_300_100"}),
+        "table4_downstream": table_downstream.build(downstream, published()),
+    }
+
+
+@pytest.fixture(scope="module")
+def tables(study):
+    sys.path.insert(0, str(SCRIPTS))
+    return build_all(study)
+
+
+def drawings(root, tables):
+    """How to draw every figure of the study, by name."""
+    import figure_blocks
+    import figure_guidance
+    import figure_labels
+    import figure_points
+    import figure_samples
+    import figure_scale
+    import figure_trajectory
+
+    samples = {run: str(root / f"samples/{run}.npz") for run in ("baseline", "dpg", "dcg", "both")}
+    depths = {run: str(root / f"judged/{run}.npz") for run in ("baseline", "both")}
+
+    class Files:
+        unguided, unguided_depth, guided, guided_depth = samples["baseline"], depths["baseline"], samples["both"], depths["both"]
+
+    trajectory = np.load(root / "samples/trajectory.npz")
+    return {
+        "fig3": lambda: figure_trajectory.draw(trajectory["x_t"], trajectory["pred_xstart"], trajectory["strong"], trajectory["t"], trajectory["seeds"]),
+        "fig4a": lambda: figure_blocks.draw(tables["fig4a_blocks"].frame),
+        "fig4b": lambda: figure_labels.draw(tables["fig4b_labels"].frame),
+        "fig5": lambda: figure_guidance.draw(*figure_guidance.load(Files, 6), 70),
+        "fig6": lambda: figure_points.draw(*figure_guidance.load(Files, 3), 70),
+        "fig8": lambda: figure_scale.draw(tables["fig8_scale"].frame),
+        "samples": lambda: figure_samples.draw(figure_samples.load(str(root / "data/heldout.npz"), samples)),
+    }
+
+
+@pytest.fixture
+def figures(study, tables):
+    return drawings(study, tables)
+
+
+def test_written_tables_hold_the_same_numbers_in_every_format(tables, tmp_path):
+    for name, table in tables.items():
+        paths = {kind: tmp_path / f"{name}.{kind}" for kind in ("csv", "md", "tex")}
+        table.write(**paths)
+        csv = pd.read_csv(paths["csv"])
+        ours = table.frame.select_dtypes("number").astype(float)
+        pd.testing.assert_frame_equal(csv[ours.columns].astype(float), ours, rtol=1e-5)
+        markdown, latex = paths["md"].read_text(), paths["tex"].read_text()
+        for block in table.blocks:
+            for column in block.columns:
+                for text in column.texts(block.frame):
+                    assert f" {text} " in markdown
+                    assert text.replace("−", "$-$").replace("–", "--").replace("_", "\\_") in latex
+        assert table.caption in markdown
+        assert table.footnote in markdown
+
+
+def test_cells_round_numbers_and_mark_what_is_missing():
+    from table_format import Column
+
+    frame = pd.DataFrame({"x": [15.7132, np.nan, 3.0], "x_low": [14.0, np.nan, np.nan], "x_high": [17.26, np.nan, np.nan], "name": ["a", "b", "c"]})
+    assert Column("x", "x", interval=True, digits=1).texts(frame) == ["15.7 [14.0, 17.3]", "–", "3.0"]
+    assert Column("x", "x", digits=0, signed=True).texts(frame[["x"]] - 4) == ["+12", "–", "−1"]
+    assert Column("n", "name").texts(frame) == ["a", "b", "c"]
+
+
+def test_table1_has_the_four_rows_their_intervals_and_the_floor(tables):
+    frame = tables["table1_guidance"].frame
+    ddim = frame[frame["sampler"] == "ddim"].set_index("guidance")
+    assert list(ddim.index) == ["baseline", "dpg", "dcg", "dcg+dpg"]
+    assert list(frame["run"]) == ["baseline", "dpg", "dcg", "both", "ddpm_baseline", "ddpm_both", "real"]
+    for metric in ("dfid", "fid"):
+        assert (frame[f"{metric}_low"] < frame[metric]).all()
+        assert (frame[metric] < frame[f"{metric}_high"]).all()
+        assert ddim[f"{metric}_diff"].isna().tolist() == [True, False, False, False]
+    assert set(frame["n"]) == {256}
+    assert ddim["seconds_per_sample"].notna().all()
+    assert "not comparable" in tables["table1_guidance"].markdown()
+    assert "15.71" not in frame.to_csv()  # published numbers stay out of ours
+
+
+def test_numbers_of_another_protocol_get_a_block_of_their_own(study):
+    import table_guidance
+
+    distances = pd.read_csv(study / "metrics/distances.csv")
+    distances.loc[distances["run"].str.startswith("ddpm"), "n"] = 64
+    blocks = table_guidance.build(pd.read_csv(study / "metrics/runs.csv"), distances, published()).blocks
+    assert [set(block.frame["n"]) for block in blocks[:2]] == [{256}, {64}]
+    assert all("n = " in block.title for block in blocks[:2])
+
+
+def test_a_run_without_a_distance_is_named(study):
+    import table_guidance
+
+    distances = pd.read_csv(study / "metrics/distances.csv")
+    with pytest.raises(ValueError, match="no dfid of run 'dcg'"):
+        table_guidance.build(pd.read_csv(study / "metrics/runs.csv"), distances[distances["run"] != "dcg"], published())
+
+
+def test_prior_table_is_ordered_by_resolution_under_its_baseline(tables):
+    frame = tables["table3_prior_resolution"].frame
+    assert list(frame["run"]) == ["baseline", "prior8", "dpg", "prior32"]
+    assert frame["prior"].fillna(0).tolist() == [0, 8, 16, 32]
+
+
+def test_scale_table_marks_the_best_of_each_sweep_and_its_own_seeds(tables):
+    table = tables["fig8_scale"]
+    assert table.frame.groupby("sweep")["best"].apply(lambda marks: (marks == "best").sum()).to_dict() == {"baseline": 0, "both": 1, "w_dc": 1, "w_dp": 1}
+    assert "None of these seeds is used in Table 1" in table.footnote
+
+
+def test_downstream_table_takes_its_interval_over_trainings(tables, study):
+    frame = tables["table4_downstream"].frame.set_index(["source", "alignment"])
+    errors = pd.read_csv(study / "metrics/downstream/dag.csv").query("alignment == 'median'")
+    assert frame.loc[("dag", "median"), "abs_rel"] == pytest.approx(errors["abs_rel"].mean())
+    assert frame.loc[("dag", "median"), "trainings"] == 3
+    assert frame.loc[("dag", "none"), "abs_rel_low"] < frame.loc[("dag", "none"), "abs_rel"]
+    assert np.isnan(frame.loc[("constant", "none"), "abs_rel_low"])  # trained once
+
+
+def test_intervals_agree_with_closed_forms():
+    import intervals
+
+    mean, low, high = intervals.over_images(np.random.default_rng(0).normal(3, 2, 400))
+    assert (high - low) / 2 == pytest.approx(1.96 * 2 / 20, rel=0.1)
+    assert low < mean < high
+    mean, low, high = intervals.over_trainings([1.0, 2.0, 3.0])
+    assert (mean, high) == pytest.approx((2.0, 2.0 + 4.302653 / 3**0.5))  # Student's t, two degrees of freedom, sd 1
+    assert low == pytest.approx(4 - high)
+    assert np.isnan(intervals.over_trainings([1.0])[1:]).all()
+
+
+ALL_FIGURES = ["fig4a", "fig5", "fig6", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4b", "fig8", "samples"))]
+
+
+@pytest.mark.parametrize("name", ALL_FIGURES)
+def test_drawing_twice_gives_the_same_bytes(figures, tmp_path, name):
+    import style
+
+    for number in (0, 1):
+        style.save(figures[name](), str(tmp_path / f"{number}.png"), str(tmp_path / f"{number}.svg"))
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"0.{kind}").read_bytes() == (tmp_path / f"1.{kind}").read_bytes()
+    if name not in ("fig4a", "fig4b", "fig8"):
+        assert "image-rendering:pixelated" in (tmp_path / "0.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["fig4b", "fig8"])
+def test_every_number_of_a_chart_is_drawn(figures, tables, name):
+    figure = figures[name]()
+    frame = tables[{"fig4b": "fig4b_labels", "fig8": "fig8_scale"}[name]].frame
+    drawn = np.concatenate([line.get_ydata() for panel in figure.axes for line in panel.lines if len(line.get_ydata())])
+    for column in ("abs_rel",) if name == "fig4b" else ("dfid", "fid"):
+        assert set(frame[column]) <= set(drawn)
+
+
+def test_trajectory_shows_every_seed_kind_and_noise_level(figures):
+    figure = figures["fig3"]()
+    assert sum(len(panel.images) for panel in figure.axes) == 4 * 3 * 6
+    assert [panel.get_title() for panel in figure.axes[:6]] == [f"$t$ = {t}" for t in (999, 759, 559, 359, 159, 0)]
+
+
+def test_pictures_are_enlarged_by_whole_pixels(study, figures):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from style import DPI
+
+    figure = figures["samples"]()
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3]
+    box = figure.axes[0].get_window_extent()
+    top, left = round(drawn.shape[0] - box.y1), round(box.x0)
+    tile = drawn[top : top + 160, left : left + 160].reshape(32, 5, 32, 5, 3)
+    assert (tile == tile[:, :1, :, :1]).all()
+    np.testing.assert_array_equal(tile[:, 0, :, 0], np.load(study / "data/heldout.npz")["images"][0])
+
+
+def test_facets_of_a_wall_close_up():
+    from figure_points import facets
+
+    from dag.data.rooms import camera
+
+    intrinsics = camera(np.array([0.6]), 8)[0]
+    depth = np.broadcast_to(1 / np.linspace(0.2, 0.5, 8), (8, 8))  # inverse depth is linear: one slanted plane
+    corners = facets(depth, np.zeros((8, 8, 3), np.uint8), intrinsics)[0].reshape(8, 8, 4, 3)
+    np.testing.assert_allclose(corners[:, :-1, 1], corners[:, 1:, 0])
+    np.testing.assert_allclose(corners[:-1, :, 3], corners[1:, :, 0])
+
+
+def test_runs_without_enough_common_seeds_are_refused():
+    import style
+
+    assert style.common_seeds(np.arange(5), np.array([4, 3, 2]), count=2) == [2, 3]
+    with pytest.raises(ValueError, match="figures.seeds is 4, but the runs have 3 seeds in common"):
+        style.common_seeds(np.arange(5), np.array([4, 3, 2]), count=4)
+
+
+def test_timings_extend_readings_to_the_end_and_count_startup(tmp_path):
+    import timings
+
+    folder = tmp_path / "results/x/benchmarks"
+    header = "s\th:m:s\tmax_rss\tmean_load\tcpu_time\n"
+    for rule, name, line in (("sample", "a", "31.0\t0\t800.0\t90\t15.5"), ("sample", "b", "15.5\t0\t900.0\t90\t15.5"), ("scale", "c", "0.2\t0\tNA\tNA\tNA")):
+        (folder / rule).mkdir(parents=True, exist_ok=True)
+        (folder / rule / f"{name}.tsv").write_text(header + line + "\n")
+    text = timings.build(timings.read_benchmarks(sorted(map(str, folder.rglob("*.tsv")))), import_seconds=1.0, snakemake_seconds=3.3)
+    # 31 CPU s (read last at 15.5 s of 31) + 15.5 + 0.2 (never read: taken as busy) + 3.3 of Snakemake = 50; start-up: 3 x 1 + 3.3.
+    assert "| sample | 2 | 46.5 | 46.5 | 93.0% | 900 |" in text
+    assert "| scale | 1 | 0.2 | 0.2 | 0.4% | – |" in text
+    assert "**Start-up: 12.6% of all CPU time**" in text
+
+
+SNAKEFILE = """
+import sys
+import pandas as pd
+
+sys.path.insert(0, "{root}")
+configfile: "{root}/config/rooms.yaml"
+RESULTS = "results"
+RUNS = pd.read_csv("results/metrics/runs.csv", index_col="run", keep_default_na=False)
+
+
+def measured(*tables):
+    return [run for run in RUNS.index if set(RUNS.tables[run].split(",")) & set(tables)]
+
+
+SWEEP = measured("fig8")
+
+
+include: "{root}/workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input: TABLES, FIGURES
+"""
+
+
+def test_rules_run_the_scripts_and_have_nothing_to_do_afterwards(tmp_path):
+    (tmp_path / "results").mkdir()
+    make_study(tmp_path / "results")
+    (tmp_path / "Snakefile").write_text(SNAKEFILE.format(root=ROOT))
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
+
+    def snakemake(*arguments):
+        command = [sys.executable, "-m", "snakemake", "--cores", "1", "--profile", "none", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    targets = ["results/tables/fig4a_blocks.md", "results/figures/fig4a.png"]
+    snakemake(*targets)
+    assert all((tmp_path / target).stat().st_size for target in targets)
+    assert "Nothing to be done" in snakemake(*targets)

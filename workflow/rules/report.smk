@@ -1,0 +1,259 @@
+# Tables and figures: scripts that read csv and npz. What they draw is in workflow/report/*.rst.
+import hashlib
+from pathlib import Path
+
+from dag.stages.study import code_hash
+
+
+def look(*modules):
+    """Content hash of what a script imports from its own folder: Snakemake notices a change of the script, not of these."""
+    folder = Path(workflow.basedir) / "workflow/scripts"
+    return hashlib.sha256(b"".join((folder / f"{module}.py").read_bytes() for module in modules)).hexdigest()[:12]
+
+
+def table(name):
+    return {kind: f"{RESULTS}/tables/{name}.{kind}" for kind in ("md", "tex")}
+
+
+def block_resolutions():
+    """Pixels along a side of each decoder block's output: the last block of a level includes the upsampler to the next."""
+    architecture, size = config["unet"]["architecture"], config["domain"]["size"]
+    levels = len(architecture["block_out_channels"])
+    sides = [size >> level for level in reversed(range(levels))]
+    return [side for at, side in enumerate(sides) for side in [side] * architecture["layers_per_block"] + [sides[min(at + 1, levels - 1)]]]
+
+
+def figure_runs(folder):
+    """Files of the runs that figures 5 and 6 set side by side."""
+    return {side: f"{RESULTS}/{folder}/{config['figures'][side]}.npz" for side in ("unguided", "guided")}
+
+
+# A table of runs exists where the run sheet asks for it.
+TABLES = expand(
+    f"{RESULTS}/tables/{{table}}.{{kind}}",
+    table=["fig4a_blocks", "fig4b_labels", "table4_downstream"]
+    + [name for name in ("table1_guidance", "table3_prior_resolution", "fig8_scale") if measured(name.split("_")[0])],
+    kind=["csv", "md", "tex"],
+)
+FIGURES = expand(
+    f"{RESULTS}/figures/{{figure}}.{{kind}}",
+    figure=["fig3", "fig4a", "fig4b", "fig5", "fig6", "samples"] + ["fig8"] * bool(SWEEP),
+    kind=["png", "svg"],
+)
+DOWNSTREAM = ["reference", *config["downstream"]["sources"], "constant"]
+# The job of every file that the tables and figures stand on.
+JOBS = [
+    *expand("prepare/{use}", use=sorted(set(config["data"]) - {"unet"})),
+    *expand("features/labels{count}", count=config["heads"]["labels"]),
+    *expand("heads/labels{count}", count=config["heads"]["labels"]),
+    "features/validation",
+    "heads/blocks",
+    *expand("prior/{resolution}", resolution=RUNS["prior"].unique()),
+    "judge/judge",
+    *expand("sample/{run}", run=RUNS.index),
+    "trajectory/trajectory",
+    *expand("describe/{run}", run=[*RUNS.index, "reference", "real"]),
+    "measure/final",
+    *(["measure/sweep", "scale/scale"] if SWEEP else []),
+    "runs/runs",
+    *expand("downstream/{source}", source=DOWNSTREAM),
+    *([] if config["unet"]["path"] else ["train_unet/unet"]),
+]
+
+
+localrules:
+    table_blocks,
+    table_labels,
+    table_guidance,
+    table_prior_resolution,
+    table_scale,
+    table_downstream,
+    figure_trajectory,
+    figure_blocks,
+    figure_labels,
+    figure_guidance,
+    figure_points,
+    figure_scale,
+    figure_samples,
+    timings,
+
+
+rule table_blocks:
+    input:
+        errors=f"{RESULTS}/metrics/heads/blocks.csv",
+    output:
+        **table("fig4a_blocks"),
+        csv=report(f"{RESULTS}/tables/fig4a_blocks.csv", caption="../report/fig4a.rst", category="Tables", labels={"name": "Fig. 4a"}),
+    params:
+        resolutions=block_resolutions(),
+        look=look("intervals", "table_format"),
+    script:
+        "../scripts/table_blocks.py"
+
+
+rule table_labels:
+    input:
+        errors=expand(f"{RESULTS}/metrics/heads/labels{{count}}.csv", count=config["heads"]["labels"]),
+    output:
+        **table("fig4b_labels"),
+        csv=report(f"{RESULTS}/tables/fig4b_labels.csv", caption="../report/fig4b.rst", category="Tables", labels={"name": "Fig. 4b"}),
+    params:
+        look=look("intervals", "table_format"),
+    script:
+        "../scripts/table_labels.py"
+
+
+rule table_guidance:
+    input:
+        runs=f"{RESULTS}/metrics/runs.csv",
+        distances=f"{RESULTS}/metrics/distances.csv",
+        published="config/published.tsv",
+    output:
+        **table("table1_guidance"),
+        csv=report(f"{RESULTS}/tables/table1_guidance.csv", caption="../report/table1.rst", category="Tables", labels={"name": "Table 1"}),
+    params:
+        look=look("run_rows", "table_format"),
+    script:
+        "../scripts/table_guidance.py"
+
+
+rule table_prior_resolution:
+    input:
+        runs=f"{RESULTS}/metrics/runs.csv",
+        distances=f"{RESULTS}/metrics/distances.csv",
+    output:
+        **table("table3_prior_resolution"),
+        csv=report(f"{RESULTS}/tables/table3_prior_resolution.csv", caption="../report/table3.rst", category="Tables", labels={"name": "Table 3"}),
+    params:
+        look=look("run_rows", "table_format"),
+    script:
+        "../scripts/table_prior_resolution.py"
+
+
+rule table_scale:
+    input:
+        runs=f"{RESULTS}/metrics/runs.csv",
+        distances=f"{RESULTS}/metrics/distances.csv",
+        scale=f"{RESULTS}/metrics/scale.json",
+    output:
+        **table("fig8_scale"),
+        csv=report(f"{RESULTS}/tables/fig8_scale.csv", caption="../report/fig8.rst", category="Tables", labels={"name": "Fig. 8"}),
+    params:
+        look=look("run_rows", "table_format"),
+    script:
+        "../scripts/table_scale.py"
+
+
+rule table_downstream:
+    input:
+        errors=expand(f"{RESULTS}/metrics/downstream/{{source}}.csv", source=DOWNSTREAM),
+        published="config/published.tsv",
+    output:
+        **table("table4_downstream"),
+        csv=report(f"{RESULTS}/tables/table4_downstream.csv", caption="../report/table4.rst", category="Tables", labels={"name": "Table 4"}),
+    params:
+        look=look("intervals", "table_format"),
+    script:
+        "../scripts/table_downstream.py"
+
+
+rule figure_trajectory:
+    input:
+        trajectory=f"{RESULTS}/samples/trajectory.npz",
+    output:
+        png=report(f"{RESULTS}/figures/fig3.png", caption="../report/fig3.rst", category="Figures", labels={"name": "Fig. 3"}),
+        svg=f"{RESULTS}/figures/fig3.svg",
+    params:
+        look=look("style"),
+    script:
+        "../scripts/figure_trajectory.py"
+
+
+rule figure_blocks:
+    input:
+        table=f"{RESULTS}/tables/fig4a_blocks.csv",
+    output:
+        png=report(f"{RESULTS}/figures/fig4a.png", caption="../report/fig4a.rst", category="Figures", labels={"name": "Fig. 4a"}),
+        svg=f"{RESULTS}/figures/fig4a.svg",
+    params:
+        look=look("style"),
+    script:
+        "../scripts/figure_blocks.py"
+
+
+rule figure_labels:
+    input:
+        table=f"{RESULTS}/tables/fig4b_labels.csv",
+    output:
+        png=report(f"{RESULTS}/figures/fig4b.png", caption="../report/fig4b.rst", category="Figures", labels={"name": "Fig. 4b"}),
+        svg=f"{RESULTS}/figures/fig4b.svg",
+    params:
+        look=look("style"),
+    script:
+        "../scripts/figure_labels.py"
+
+
+rule figure_guidance:
+    input:
+        **figure_runs("samples"),
+        **{f"{side}_depth": path for side, path in figure_runs("judged").items()},
+    output:
+        png=report(f"{RESULTS}/figures/fig5.png", caption="../report/fig5.rst", category="Figures", labels={"name": "Fig. 5"}),
+        svg=f"{RESULTS}/figures/fig5.svg",
+    params:
+        seeds=config["figures"]["seeds"],
+        fov_degrees=config["figures"]["fov_degrees"],
+        look=look("style") + code_hash("data.geometry", "data.rooms"),
+    script:
+        "../scripts/figure_guidance.py"
+
+
+rule figure_points:
+    input:
+        **figure_runs("samples"),
+        **{f"{side}_depth": path for side, path in figure_runs("judged").items()},
+    output:
+        png=report(f"{RESULTS}/figures/fig6.png", caption="../report/fig6.rst", category="Figures", labels={"name": "Fig. 6"}),
+        svg=f"{RESULTS}/figures/fig6.svg",
+    params:
+        seeds=min(3, config["figures"]["seeds"]),
+        fov_degrees=config["figures"]["fov_degrees"],
+        look=look("style", "figure_guidance") + code_hash("data.geometry", "data.rooms"),
+    script:
+        "../scripts/figure_points.py"
+
+
+rule figure_scale:
+    input:
+        table=f"{RESULTS}/tables/fig8_scale.csv",
+    output:
+        png=report(f"{RESULTS}/figures/fig8.png", caption="../report/fig8.rst", category="Figures", labels={"name": "Fig. 8"}),
+        svg=f"{RESULTS}/figures/fig8.svg",
+    params:
+        look=look("style"),
+    script:
+        "../scripts/figure_scale.py"
+
+
+rule figure_samples:
+    input:
+        real=f"{RESULTS}/data/heldout.npz",
+        samples=expand(f"{RESULTS}/samples/{{run}}.npz", run=config["figures"]["runs"]),
+    output:
+        png=report(f"{RESULTS}/figures/samples.png", caption="../report/samples.rst", category="Figures", labels={"name": "Samples"}),
+        svg=f"{RESULTS}/figures/samples.svg",
+    params:
+        runs=config["figures"]["runs"],
+        look=look("style"),
+    script:
+        "../scripts/figure_samples.py"
+
+
+rule timings:
+    input:
+        benchmarks=expand(f"{RESULTS}/benchmarks/{{job}}.tsv", job=JOBS),
+        startup=f"{RESULTS}/metrics/startup.json",
+    output:
+        md=f"{RESULTS}/timings.md",
+    script:
+        "../scripts/timings.py"

@@ -1,0 +1,78 @@
+"""Rows of the run sheet with what was measured on them, side by side."""
+
+import pandas as pd
+from table_format import Block, Column
+
+METRICS = ("dfid", "fid")
+PROTOCOL = ["extractor", "dims", "n"]
+_MEASURED = {"value": "", "low": "_low", "high": "_high", "diff": "_diff", "diff_low": "_diff_low", "diff_high": "_diff_high", "p": "_p"}
+NUMBERS = [metric + suffix for metric in METRICS for suffix in _MEASURED.values()]
+
+
+def select(runs: pd.DataFrame, table: str) -> pd.DataFrame:
+    """Rows of metrics/runs.csv whose column `tables` names the table. Raises ValueError when there are none."""
+    named = runs["tables"].fillna("").map(lambda cell: table in [name.strip() for name in str(cell).split(",")])
+    if not named.any():
+        raise ValueError(f"metrics/runs.csv: no run has {table!r} in its column tables")
+    return runs[named]
+
+
+def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """One row per name: the run's settings, then dfid, dfid_low, ..., fid_p and extractor, dims, n, baseline. "real" has no settings.
+
+    Raises ValueError when a run has no distance.
+    """
+    frame = pd.DataFrame({"run": names}).merge(runs.drop(columns=["n"], errors="ignore"), on="run", how="left")
+    for metric in METRICS:
+        rows = distances[distances["metric"] == metric].set_index("run")
+        missing = [name for name in names if name not in rows.index]
+        if missing:
+            raise ValueError(f"metrics/distances.csv: no {metric} of run {missing[0]!r}; it has {', '.join(rows.index)}")
+        rows = rows.loc[names]
+        for column, suffix in _MEASURED.items():
+            frame[metric + suffix] = rows[column].to_numpy()
+    both = distances[distances["metric"].isin(METRICS)].groupby("run", sort=False)
+    for column in PROTOCOL:
+        frame[column] = [_one(both.get_group(name)[column]) for name in names]
+    frame["baseline"] = [both.get_group(name)["baseline"].iloc[0] for name in names]
+    return frame
+
+
+def metric_columns(frame: pd.DataFrame) -> list[Column]:
+    """Distances and differences for readers."""
+    columns = []
+    for metric, title in (("dfid", "dFID"), ("fid", "FID")):
+        columns.append(Column(f"{title} ↓", metric, interval=True))
+        if frame[f"{metric}_diff"].notna().any():
+            columns += [Column(f"Δ{title}", f"{metric}_diff", interval=True, digits_of=metric, signed=True), Column("p", f"{metric}_p", digits=3)]
+    return columns
+
+
+def by_protocol(frame: pd.DataFrame, columns: list[Column]) -> list[Block]:
+    """One block per extractor, dims and n: numbers measured differently never share a column."""
+    groups = list(frame.groupby(PROTOCOL, sort=False))
+    titles = ["" if len(groups) == 1 else f"{extractor}, {dims} dimensions, n = {n}" for (extractor, dims, n), _ in groups]
+    return [Block(title, rows, columns) for title, (_, rows) in zip(titles, groups, strict=True)]
+
+
+def protocol_note(frame: pd.DataFrame) -> str:
+    """How the distances were measured."""
+    how = "; ".join(f"{extractor}, {dims} dimensions, n = {n}" for extractor, dims, n in frame[PROTOCOL].drop_duplicates().itertuples(index=False))
+    return (
+        f"FID: Fréchet distance of image features to the reference images ({how}; not comparable with FID of Inception features); dFID: the same on "
+        "depth maps that an independent network judges. Lower is better. [95 % bootstrap intervals]; Δ: difference to the baseline of the same sampler "
+        f"and seeds, paired by seed. Seeds {seed_ranges(frame)}."
+    )
+
+
+def seed_ranges(frame: pd.DataFrame) -> str:
+    """First and last seeds of the rows, as text."""
+    known = frame.dropna(subset=["first_seed"])
+    ranges = sorted({(int(row.first_seed), int(row.first_seed) + int(row.n) - 1) for row in known.itertuples()})
+    return ", ".join(f"{first}–{last}" for first, last in ranges)
+
+
+def _one(values: pd.Series):
+    """The value that both metrics share, or both as text."""
+    unique = list(dict.fromkeys(values))
+    return unique[0] if len(unique) == 1 else " / ".join(map(str, unique))

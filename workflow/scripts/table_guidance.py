@@ -1,0 +1,35 @@
+"""Table 1: each guidance alone and both together, against the unguided baseline."""
+
+import pandas as pd
+import run_rows
+from table_format import Column, Table, published_block
+
+_GUIDANCE = {(False, False): "baseline", (False, True): "dpg", (True, False): "dcg", (True, True): "dcg+dpg"}
+_SETTINGS = ["guidance", "run", "sampler", "steps", "w_dc", "w_dp"]
+
+
+def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame) -> Table:
+    """runs: metrics/runs.csv. distances: metrics/distances.csv. published: config/published.tsv."""
+    names = list(run_rows.select(runs, "table1")["run"])
+    frame = run_rows.measured(runs, distances, [*names, "real"])
+    frame.insert(0, "guidance", [_guidance(row) for row in frame.itertuples()])
+    csv = frame[[*_SETTINGS, *run_rows.NUMBERS, "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
+    csv = csv.astype({"steps": "Int64", "first_seed": "Int64"})
+    settings = [Column("run", "run"), Column("sampler", "sampler"), Column("steps", "steps"), Column("w_dc", "w_dc"), Column("w_dp", "w_dp")]
+    columns = [*settings, *run_rows.metric_columns(frame), Column("s / sample", "seconds_per_sample", digits=3)]
+    context = "Published, for context only: another domain, 256 × 256 pixels, another judge and extractor; not comparable with the numbers above."
+    return Table(
+        csv,
+        "Table 1: distances of guided and unguided samples to real images",
+        run_rows.protocol_note(frame) + " real: held-out real images, the floor.",
+        [*run_rows.by_protocol(frame, columns), *published_block(published, "table1", context)],
+    )
+
+
+def _guidance(row) -> str:
+    return "" if pd.isna(row.w_dc) else _GUIDANCE[float(row.w_dc) != 0, float(row.w_dp) != 0]
+
+
+if job := globals().get("snakemake"):  # set by the rule's `script:`
+    files = job.input
+    build(pd.read_csv(files.runs), pd.read_csv(files.distances), pd.read_csv(files.published, sep="\t", dtype=str)).write(**job.output)
