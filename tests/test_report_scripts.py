@@ -305,7 +305,7 @@ def test_intervals_agree_with_closed_forms():
     assert np.isnan(intervals.over_trainings([1.0])[1:]).all()
 
 
-ALL_FIGURES = ["fig4a", "fig5", "fig6", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4b", "fig8", "samples"))]
+ALL_FIGURES = ["fig4a", "fig6", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4b", "fig5", "fig8", "samples"))]
 
 
 @pytest.mark.parametrize("name", ALL_FIGURES)

@@ -29,7 +29,8 @@ def build(benchmarks: dict[str, pd.DataFrame], import_seconds: float, snakemake_
         f"and {snakemake_seconds:.1f} s of Snakemake itself in the call that wrote this file.",
         "",
         "Wall: summed over jobs, several of which run at once. CPU: as Snakemake reads it, every 0.5 s for 15.5 s, then every 30 s, continued at the "
-        "same rate to the job's end. Peak memory: of the rule's largest job, read likewise. Tables and figures, about a second each, are not counted.",
+        "same rate to the job's end; a job too short to be read counts as busy throughout. Peak memory: of the rule's largest job, read likewise. "
+        "Tables and figures, about a second each, are not counted.",
         "",
     ]
     return "\n".join(lines)
