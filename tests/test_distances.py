@@ -1,0 +1,266 @@
+"""Distances against closed forms, brute force and clean-fid's own code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+
+from dag.metrics.distances import Moments, Reference, fd_infinity, frechet_distance, kid, moments, paired_bootstrap, precision_recall
+
+
+def rows(n: int, d: int, seed: int = 0, spread: float = 1.0) -> np.ndarray:
+    """Correlated normal rows whose mixing matrix depends on d alone."""
+    mixing = np.random.default_rng(d).standard_normal((d, d)) / d**0.5
+    return spread * np.random.default_rng(seed).standard_normal((n, d)) @ mixing
+
+
+# Moments
+
+
+def test_moments_are_those_of_numpy_in_float64():
+    features = (1000 + rows(300, 7)).astype(np.float32)
+    mu, sigma = moments(features)
+    assert mu.dtype == sigma.dtype == np.float64
+    np.testing.assert_allclose(mu, features.astype(np.float64).mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(sigma, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-10)
+
+
+def test_merged_moments_equal_the_whole_to_1e12():
+    features = 50 + rows(5000, 12)
+    whole = Moments().update(features)
+    merged = Moments()
+    for shard in np.split(features, [1, 2, 700, 701, 4800]):  # single rows and empty accumulators are shards too
+        merged.merge(Moments()).merge(Moments().update(shard))
+    assert merged.n == whole.n == 5000
+    np.testing.assert_allclose(merged.mu, whole.mu, rtol=1e-12)
+    np.testing.assert_allclose(merged.sigma, whole.sigma, atol=1e-12 * np.abs(whole.sigma).max())
+
+
+def test_merging_leaves_the_merged_shard_as_it_was():
+    shard = Moments().update(rows(20, 3))
+    before = shard.sigma.copy()
+    Moments().merge(shard).update(rows(20, 3, seed=1))
+    np.testing.assert_array_equal(shard.sigma, before)
+
+
+# Frechet distance
+
+
+def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
+    rng = np.random.default_rng(3)
+    basis, _ = np.linalg.qr(rng.standard_normal((20, 20)))
+    a, b = rng.uniform(0.01, 4, 20), rng.uniform(0.01, 4, 20)
+    mu1, mu2 = rng.standard_normal((2, 20))
+    expected = np.square(mu1 - mu2).sum() + np.square(np.sqrt(a) - np.sqrt(b)).sum()
+    assert frechet_distance(mu1, (basis * a) @ basis.T, mu2, (basis * b) @ basis.T) == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_in_two_dimensions_is_the_closed_form():
+    # For 2 x 2 matrices tr sqrt(M) = sqrt(tr M + 2 sqrt(det M)); these two do not commute.
+    s1, s2 = np.array([[2.0, 0.7], [0.7, 1.0]]), np.array([[1.0, -0.4], [-0.4, 3.0]])
+    product = s1 @ s2
+    expected = 1 + 4 + np.trace(s1) + np.trace(s2) - 2 * (np.trace(product) + 2 * np.linalg.det(product) ** 0.5) ** 0.5
+    assert frechet_distance([1, 2], s1, [0, 0], s2) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:The `disp` argument:DeprecationWarning")
+def test_frechet_distance_equals_cleanfid():
+    pytest.importorskip("cleanfid")
+    if tuple(map(int, version("scipy").split(".")[:2])) >= (1, 18):
+        pytest.skip("clean-fid's own distance needs scipy below 1.18")
+    from cleanfid.fid import frechet_distance as theirs
+
+    first, second = moments(rows(600, 64)), moments(0.1 + rows(500, 64, seed=1, spread=1.3))
+    assert frechet_distance(*first, *second) == pytest.approx(theirs(*first, *second), rel=1e-6)
+
+
+def test_frechet_distance_of_equal_moments_is_zero_and_symmetric():
+    first, second = moments(rows(300, 30)), moments(rows(200, 30, seed=1))
+    assert frechet_distance(*first, *first) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(*first, *second) == pytest.approx(frechet_distance(*second, *first), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 60), (60, 60), (90, 60), (2, 60)])
+def test_nuclear_norm_form_equals_eigen_form(n, d):
+    reference = Reference(*moments(rows(400, d)))
+    features = 0.2 + rows(n, d, seed=5)
+    assert reference.distance(features) == pytest.approx(frechet_distance(*moments(features), reference.mu, reference.sigma), rel=1e-6)
+
+
+def test_distances_import_neither_torch_nor_scipy():
+    code = "import sys, dag.metrics.distances; sys.exit(any(m in sys.modules for m in ('torch', 'scipy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Kernel distance, precision and recall, extrapolation
+
+
+def test_kid_equals_brute_force():
+    a, b = rows(9, 4), 0.5 + rows(7, 4, seed=1)
+
+    def mean(pairs):
+        return np.mean([(x @ y / 4 + 1) ** 3 for x, y in pairs])
+
+    def within(x):
+        return mean([(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j])
+
+    assert kid(a, b) == pytest.approx(within(a) + within(b) - 2 * mean([(x, y) for x in a for y in b]), rel=1e-10)
+
+
+def test_kid_is_unbiased():
+    values = [kid(rows(10, 5, seed=2 * i), rows(10, 5, seed=2 * i + 1)) for i in range(400)]
+    assert min(values) < 0
+    assert abs(np.mean(values)) < 3 * np.std(values) / 20
+
+
+def test_precision_and_recall_of_planted_sets():
+    real = np.arange(20.0)[:, None] * [1, 0.5]
+    assert precision_recall(real, real[::2]) == (1.0, 1.0)
+    assert precision_recall(real, real + 1000) == (0.0, 0.0)
+    # Every fake row lies on a real one, but all of them on the first few: nothing reaches the far end.
+    precision, recall = precision_recall(real, real[:5])
+    assert precision == 1.0
+    assert recall < 0.5
+    half_outside = np.concatenate([real, real + 1000])
+    assert precision_recall(real, half_outside) == (0.5, 1.0)
+
+
+def test_precision_equals_brute_force():
+    real, fake = rows(60, 3), rows(40, 3, seed=1, spread=1.5)
+    radius = [sorted(np.linalg.norm(real - r, axis=1))[3] for r in real]
+    inside = [any(np.linalg.norm(f - r) <= radius[i] for i, r in enumerate(real)) for f in fake]
+    assert precision_recall(real, fake, k=3)[0] == pytest.approx(np.mean(inside))
+
+
+def test_fd_infinity_takes_away_the_bias_of_small_samples():
+    d = 24
+    mixing = np.random.default_rng(d).standard_normal((d, d)) / d**0.5
+    truth = Reference(np.zeros(d), mixing.T @ mixing)
+    features = rows(1000, d, seed=1)
+    assert abs(fd_infinity(features, truth, seed=0)) < truth.distance(features) / 3
+    assert fd_infinity(features, truth, seed=0) == fd_infinity(features, truth, seed=0) != fd_infinity(features, truth, seed=1)
+
+
+# Intervals
+
+
+def coverage(draws: int, n: int = 64, d: int = 8) -> tuple[float, float]:
+    """How often the intervals hold the expected distance and the expected difference."""
+    spectrum = np.linspace(1, 0.05, d)
+    truth = Reference(np.zeros(d), np.diag(spectrum))
+    rng = np.random.default_rng(1)
+    found = []
+    for seed in range(draws):
+        baseline = 0.1 + 1.2 * rng.standard_normal((n, d)) * np.sqrt(spectrum)
+        features = baseline + 0.36 * rng.standard_normal((n, d)) * np.sqrt(spectrum)
+        e = paired_bootstrap(truth, features, baseline, permutations=1, seed=seed)
+        found.append((e.value, e.low, e.high, e.diff, e.diff_low, e.diff_high))
+    value, low, high, diff, diff_low, diff_high = np.array(found).T
+    return float(((low <= value.mean()) & (value.mean() <= high)).mean()), float(((diff_low <= diff.mean()) & (diff.mean() <= diff_high)).mean())
+
+
+@pytest.mark.slow
+def test_bootstrap_intervals_hold_the_truth_as_often_as_they_say():
+    assert all(0.92 <= share <= 0.98 for share in coverage(400))
+
+
+def test_bootstrap_of_a_planted_difference():
+    truth, baseline = Reference(*moments(rows(1000, 10))), 0.3 + rows(100, 10, seed=1)
+    estimate = paired_bootstrap(truth, baseline - 0.3, baseline, permutations=199)
+    assert estimate.value == pytest.approx(truth.distance(baseline - 0.3), rel=1e-9)
+    assert estimate.diff == pytest.approx(truth.distance(baseline - 0.3) - truth.distance(baseline), rel=1e-9)
+    assert estimate.low < estimate.value < estimate.high
+    assert estimate.diff_low < estimate.diff < estimate.diff_high < 0
+    assert estimate.p == pytest.approx(1 / 200)
+
+
+def test_bootstrap_pairs_cancel_what_the_seeds_share():
+    truth, baseline = Reference(*moments(rows(1000, 10))), 1.5 * rows(100, 10, seed=1)
+    paired = paired_bootstrap(truth, 0.97 * baseline, baseline, permutations=1)
+    shuffled = paired_bootstrap(truth, 0.97 * baseline[np.random.default_rng(0).permutation(100)], baseline, permutations=1)
+    assert paired.diff == pytest.approx(shuffled.diff)
+    assert paired.diff_high - paired.diff_low < 0.3 * (shuffled.diff_high - shuffled.diff_low)
+
+
+def test_bootstrap_p_values_are_level_where_nothing_differs():
+    truth = Reference(*moments(rows(1000, 4)))
+    p = []
+    for seed in range(100):
+        shared = rows(20, 4, seed=3 * seed)
+        pair = [shared + 0.3 * rows(20, 4, seed=3 * seed + i) for i in (1, 2)]
+        p.append(paired_bootstrap(truth, *pair, resamples=2, permutations=39, seed=seed).p)
+    assert 0.35 < np.mean(p) < 0.65
+    assert np.mean(np.array(p) <= 0.1) < 0.2
+
+
+@pytest.mark.parametrize("d", [10, 60])
+def test_bootstrap_alone_and_with_itself(d):
+    truth, features = Reference(*moments(rows(1000, d))), rows(40, d, seed=1)
+    alone, with_itself = paired_bootstrap(truth, features), paired_bootstrap(truth, features, features, permutations=9)
+    assert (alone.diff, alone.diff_low, alone.diff_high, alone.p) == (None, None, None, None)
+    assert (alone.n, alone.low, alone.high) == (40, pytest.approx(with_itself.low), pytest.approx(with_itself.high))
+    assert with_itself.diff == pytest.approx(0, abs=1e-9)
+    assert paired_bootstrap((truth.mu, truth.sigma), features) == alone
+
+
+def test_bootstrap_of_a_study_takes_seconds():
+    truth, baseline = Reference(*moments(rows(1000, 80))), rows(256, 80, seed=1)
+    start = time.process_time()
+    paired_bootstrap(truth, 1.02 * baseline, baseline)
+    assert time.process_time() - start < 5
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("distance", [kid, precision_recall, lambda a, b: Reference(*moments(a)).distance(b), lambda a, b: paired_bootstrap(moments(a), b)])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x[:, :-1], "different width, "),
+        (lambda x: np.where(np.arange(len(x))[:, None] == 3, np.nan, x), "NaN or infinity in 1 of 30 rows"),
+        (lambda x: np.ones_like(x), "all 30 rows of features are equal"),
+        (lambda x: x[:1], "1 rows of features"),
+        (lambda x: x[0], r"shape \(5,\)"),
+    ],
+)
+def test_features_that_allow_no_distance_are_refused_by_name(distance, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        distance(rows(30, 5), spoil(rows(30, 5, seed=1)))
+
+
+def test_unequal_pairs_are_refused():
+    with pytest.raises(ValueError, match="29 rows do not pair with 30"):
+        paired_bootstrap(moments(rows(50, 5)), rows(30, 5), rows(29, 5))
+    with pytest.raises(ValueError, match="baseline and reference: features of different width, 4 and 5"):
+        paired_bootstrap(moments(rows(50, 5)), rows(30, 5), rows(30, 4))
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "message"),
+    [
+        ([0, 0], [[1, 2], [2, 1]], "smallest eigenvalue"),
+        ([0, 0], [[1, 2], [0, 1]], "not symmetric"),
+        ([0, 0, 0], np.eye(2), "expected"),
+        ([0, np.nan], np.eye(2), "NaN"),
+        ([0, 0, 0], np.eye(3), "different width, "),
+    ],
+)
+def test_what_is_no_covariance_is_refused(mu, sigma, message):
+    for pair in ((mu, sigma, [0, 0], np.eye(2)), ([0, 0], np.eye(2), mu, sigma)):
+        with pytest.raises(ValueError, match=message):
+            frechet_distance(*pair)
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(ValueError, match="at least 8"):
+        fd_infinity(rows(7, 3), moments(rows(9, 3)), seed=0)
+    with pytest.raises(ValueError, match="at least 4"):
+        precision_recall(rows(9, 3), rows(3, 3))
+    with pytest.raises(ValueError, match="1 rows"):
+        _ = Moments().update(rows(1, 3)).sigma

