@@ -36,6 +36,7 @@ def depth_loss(model: nn.Module, data: tuple[Tensor, Tensor], generator: torch.G
 
 @torch.no_grad()
 def estimate(model: nn.Module, images: np.ndarray, coding: DepthCoding, batch_size: int = 64) -> np.ndarray:
-    """Depth in metres, (n, s, s) float32, of images (n, s, s, 3) uint8."""
-    parts = [coding.decode(model(to_tensor(images[i : i + batch_size])))[:, 0] for i in range(0, len(images), batch_size)]
-    return torch.cat(parts).float().numpy()
+    """Depth in metres, (n, s, s) float32, of images (n, s, s, 3) uint8. model: maps images in [-1, 1] to coded depth, in eval mode."""
+    device = next(model.parameters()).device
+    batches = (to_tensor(images[i : i + batch_size]).to(device) for i in range(0, len(images), batch_size))
+    return torch.cat([coding.decode(model(batch).float())[:, 0].cpu() for batch in batches]).numpy()

@@ -1,31 +1,37 @@
 """Depth-aware guidance (DAG, section 4.2): one U-Net forward, weighted losses on the depth read from it, one gradient.
 
-A term is a callable `term(depths, t, rng) -> (b,)` with attributes `name`, `weight` and `heads` (the heads it reads), so a
-loss of one's own is one small class beside the two of the paper.
+A term is a callable `term(depths, t, rng) -> (b,)` with attributes `name`, `weight` and `heads` (the heads it reads; `depths` holds
+their outputs by name), so a loss of one's own is one small class beside the two of the paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dag.diffusion import Diffusion, Prediction
+from dag.diffusion import PREDICTION_TYPES, Diffusion, Prediction
 from dag.unet import forward_with_taps, split_output
 
 __all__ = ["Consistency", "DepthGuidance", "Prediction", "Prior", "UNetPredictor", "depth_consistency", "depth_prior"]
 
 REDUCTIONS = ("mean", "sum")
+PRECISIONS = ("fp32", "bf16")
 
 
 def _reduce(squared: Tensor, reduction: str) -> Tensor:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}, expected one of {REDUCTIONS}")
     return squared.flatten(1).sum(1) if reduction == "sum" else squared.flatten(1).mean(1)
 
 
 def depth_consistency(strong: Tensor, weak: Tensor, reduction: str = "mean") -> Tensor:
-    """L_dc = || stopgrad(d_S) - d_W ||^2 per sample (DAG eq. 8): (b,) from two depths (b, 1, s, s)."""
+    """L_dc = || stopgrad(d_S) - d_W ||^2 per sample (DAG eq. 8): (b,) from two depths (b, 1, s, s).
+
+    reduction: "mean" over a sample's pixels, or their "sum"; ValueError on others.
+    """
     return _reduce((strong.detach() - weak).square(), reduction)
 
 
@@ -33,7 +39,7 @@ def depth_prior(depth: Tensor, prior: Callable, diffusion: Diffusion, tau: Tenso
     """L_dp = || eta_noise - eps_phi(d_tau, tau) ||^2 per sample (DAG eq. 10): (b,).
 
     depth: (b, 1, r, r) at the prior's resolution; prior(d_tau, tau) -> predicted noise; tau (b,); eta_noise like depth.
-    The gradient reaches depth through the prior.
+    The gradient reaches depth through the prior. reduction: as in depth_consistency.
     """
     d_tau = diffusion.q_sample(depth, tau, eta_noise)
     return _reduce((eta_noise - prior(d_tau, tau)).square(), reduction)
@@ -77,9 +83,13 @@ class UNetPredictor:
     """A U-Net as `predict(x_t, t, rng) -> Prediction`, whatever it was trained to predict.
 
     precision: "fp32" or "bf16" (autocast of the U-Net alone). checkpoint: recompute activations in the backward pass to save memory.
+    Raises ValueError on an unknown prediction_type or precision.
     """
 
     def __init__(self, unet, diffusion: Diffusion, prediction_type: str = "epsilon", precision: str = "fp32", checkpoint: bool = False):
+        for key, value, known in (("prediction_type", prediction_type, PREDICTION_TYPES), ("precision", precision, PRECISIONS)):
+            if value not in known:
+                raise ValueError(f"{key} is {value!r}, expected one of {known}")
         self.unet, self.diffusion, self.prediction_type = unet, diffusion, prediction_type
         self.precision, self.checkpoint = precision, checkpoint
 
@@ -89,34 +99,48 @@ class UNetPredictor:
 
     def taps(self, x_t: Tensor, t: Tensor, blocks: Sequence[int], with_grad: bool) -> tuple[Prediction, dict[int, Tensor]]:
         """The prediction, without a graph, and the features of some decoder blocks; with_grad: gradients reach x_t through those."""
-        with torch.set_grad_enabled(with_grad), torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.set_grad_enabled(with_grad), self._autocast(x_t):
             output, features = forward_with_taps(self.unet, x_t, t, blocks, detach_output=with_grad, checkpoint=self.checkpoint)
         output, raw_variance = split_output(output.detach().to(x_t.dtype), x_t.shape[1])
         return Prediction(self.diffusion.to_eps(output, x_t.detach(), t, self.prediction_type), raw_variance), features
 
     def eps(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Predicted noise with its graph, for a prior whose gradient is wanted."""
-        output, _ = split_output(self.unet(x_t, t).sample, x_t.shape[1])
+        with self._autocast(x_t):
+            output, _ = forward_with_taps(self.unet, x_t, t, checkpoint=self.checkpoint)
+        output, _ = split_output(output.to(x_t.dtype), x_t.shape[1])
         return self.diffusion.to_eps(output, x_t, t, self.prediction_type)
+
+    def _autocast(self, x_t: Tensor) -> torch.autocast:
+        return torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 class DepthGuidance:
     """A predictor that adds the gradient of weighted depth losses to another predictor's eps.
 
-    predictor: has `.taps(x_t, t, blocks, with_grad) -> (Prediction, {block: feature})`, e.g. `dag.unet.UNetPredictor`.
-    heads: named depth heads, each with `.blocks`, called as head(features, t, size). terms: see the module's docstring.
-    window: (low, high), the original timesteps, inclusive, at which guidance acts.
+    predictor: a predictor that also has `.taps(x_t, t, blocks, with_grad) -> (Prediction, {block: feature})`, e.g. `UNetPredictor`.
+    heads: named depth heads, each a callable head(features, t, size) with `.blocks`, the decoder blocks it reads. terms: see the
+    module's docstring; those of weight 0 are never computed. window: (low, high), the original timesteps, inclusive, at which guidance acts.
 
-    Losses are per sample and summed over the batch, so no sample's gradient depends on its batch-mates.
+    Losses are per sample and summed over the batch, so no sample's gradient depends on its batch-mates. Raises ValueError on a head
+    that is missing or in training mode (its batch norm would mix the samples of a batch), on two terms of one name, and on an empty window.
     """
 
-    def __init__(self, predictor, heads: dict[str, nn.Module] | nn.ModuleDict, terms: Sequence, window: tuple[int, int] = (0, 10**9)):
+    def __init__(self, predictor, heads: Mapping[str, Callable] | nn.ModuleDict, terms: Sequence[Callable], window: tuple[int, int] = (0, 10**9)):
+        if window[0] > window[1]:
+            raise ValueError(f"window is {tuple(window)}, expected (low, high) with low <= high")
+        names = [term.name for term in terms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"guidance has terms named {names}, expected different names: losses are reported by name")
         self.predictor, self.window = predictor, window
         self.terms = [term for term in terms if term.weight != 0]
         needed = sorted({name for term in self.terms for name in term.heads})
         missing = [name for name in needed if name not in heads]
         if missing:
-            raise ValueError(f"guidance needs the heads {missing}; there are {sorted(heads)}")
+            raise ValueError(f"guidance needs the heads {missing}; there are {sorted(heads.keys())}")
+        training = [name for name in needed if getattr(heads[name], "training", False)]
+        if training:
+            raise ValueError(f"the heads {training} are in training mode, expected eval(): batch norm would mix the samples of a batch")
         self.heads = {name: heads[name] for name in needed}
         self.blocks = tuple(sorted({block for head in self.heads.values() for block in head.blocks}))
 
@@ -126,14 +150,17 @@ class DepthGuidance:
         Without an active term (all weights zero, or t outside the window) this is the predictor's own output, bit for bit.
         The samplers refuse a loss or gradient that is not finite, naming seed, t and term.
         """
-        inside = (t >= self.window[0]) & (t <= self.window[1])
-        if not self.terms or not inside.any():
+        if not self.terms or not self._inside(t).any():
             return self.predictor(x_t, t, rng)
-        with torch.enable_grad():
-            x = x_t.detach().requires_grad_()
+        # A caller's inference_mode allows no gradient and lends its tensors to none: x is a copy from outside of it.
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x_t.clone().detach().requires_grad_()
             prediction, features = self.predictor.taps(x, t, self.blocks, with_grad=True)
             depths = {name: head(features, t, x.shape[-1]) for name, head in self.heads.items()}
             losses = {term.name: term(depths, t, rng) for term in self.terms}
             total = sum(term.weight * losses[term.name] for term in self.terms)
-            (grad,) = torch.autograd.grad((total * inside).sum(), x)
+            (grad,) = torch.autograd.grad((total * self._inside(t)).sum(), x)
         return Prediction(prediction.eps, prediction.log_variance, grad, {name: loss.detach() for name, loss in losses.items()})
+
+    def _inside(self, t: Tensor) -> Tensor:
+        return (t >= self.window[0]) & (t <= self.window[1])

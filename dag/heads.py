@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def time_embedding(t: Tensor, width: int, num_timesteps: int = 1000) -> Tensor:
+def time_embedding(t: Tensor, width: int, num_timesteps: int = 1000, dtype: torch.dtype = torch.float32) -> Tensor:
     """Sines and cosines of t (b,) at `width` / 2 geometric frequencies: (b, width). Fixed, so unseen t interpolate."""
-    frequency = torch.exp(-math.log(10 * num_timesteps) * torch.arange(width // 2, device=t.device) / (width // 2))
-    angle = t[:, None].float() * frequency
+    frequency = torch.exp(-math.log(10 * num_timesteps) * torch.arange(width // 2, device=t.device, dtype=dtype) / (width // 2))
+    angle = t[:, None].to(dtype) * frequency
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
@@ -44,6 +44,8 @@ class DepthHead(nn.Module):
         super().__init__()
         if not channels or layers < 1:
             raise ValueError(f"DepthHead: channels is {channels} and layers is {layers}, expected at least one block and one layer")
+        if time_width < 2 or time_width % 2:
+            raise ValueError(f"DepthHead: time_width is {time_width}, expected an even number, as many sines as cosines")
         self.channels, self.width, self.time_width = dict(channels), width, time_width
         self.first = nn.ModuleDict({str(block): nn.Conv2d(c, width, 1, bias=False) for block, c in channels.items()})
         # As one Linear over the concatenation would be initialised, not as one Linear per block.
@@ -63,13 +65,14 @@ class DepthHead(nn.Module):
         """Coded depth (b, 1, size, size) from features {block: (b, c, h, w)} at t (b,). Raises KeyError on a missing block."""
         by_resolution = defaultdict(list)
         for block, conv in self.first.items():
-            feature = features[int(block)].float()
+            # Features may come in half precision; the head computes in its own.
+            feature = features[int(block)].to(conv.weight.dtype)
             by_resolution[feature.shape[-2:]].append(conv(feature))
         z = self.bias[:, None, None]
         for projected in by_resolution.values():
             total = sum(projected[1:], projected[0])
-            z = z + (total if total.shape[-1] == size else F.interpolate(total, size=(size, size), mode="bilinear", align_corners=False))
-        embedding = time_embedding(t, self.time_width).to(z.dtype)
+            z = z + (total if total.shape[-2:] == (size, size) else F.interpolate(total, size=(size, size), mode="bilinear", align_corners=False))
+        embedding = time_embedding(t, self.time_width, dtype=z.dtype)
         h = self.layers[0](z, embedding)
         for linear, layer in zip(self.hidden, self.layers[1:], strict=True):
             h = layer(linear(h), embedding)
@@ -79,12 +82,12 @@ class DepthHead(nn.Module):
 def build_heads(blocks: dict[str, Iterable[int]], channels: dict[int, int], **sizes) -> nn.ModuleDict:
     """Named heads, e.g. {"strong": [2, 4, 5, 6, 7], "weak": [6]}, over a U-Net whose blocks have these channels.
 
-    Raises ValueError on a block that the U-Net lacks.
+    Raises ValueError on a block that channels lacks.
     """
     for name, numbers in blocks.items():
         missing = sorted(set(numbers) - set(channels))
         if missing:
-            raise ValueError(f"head {name!r} asks for decoder blocks {missing}; this U-Net has blocks 0 to {max(channels)}")
+            raise ValueError(f"head {name!r} asks for decoder blocks {missing}; there are {sorted(channels)}")
     return nn.ModuleDict({name: DepthHead({k: channels[k] for k in numbers}, **sizes) for name, numbers in blocks.items()})
 
 

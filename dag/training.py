@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
+import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,13 +26,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 Loss = Callable[[nn.Module, object, torch.Generator], Tensor]
+_USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained: AdamW, linear warm-up then cosine decay to zero, clipped gradients, averaged weights (EMA).
 
-    batch_size counts all processes together. precision is "fp32" or "bf16" (autocast of the forward pass).
+    batch_size counts all processes together. precision is "fp32" or "bf16" (autocast of the forward pass). save_every: steps between
+    saved states; unlike everything else here it may change when a training resumes. Raises ValueError on values that cannot be.
     """
 
     steps: int
@@ -45,6 +50,9 @@ class Recipe:
     processes: int = 1
 
     def __post_init__(self):
+        for key in ("steps", "batch_size", "save_every", "processes"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}, expected at least 1")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}, expected 'fp32' or 'bf16'")
         if self.batch_size % self.processes:
@@ -58,7 +66,7 @@ class Recipe:
 
 def generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
     """The random numbers of one step on one process."""
-    # Three small odd multipliers keep (seed, step, rank) apart within 63 bits; manual_seed mixes the rest.
+    # Distinct for up to a million steps and 1,009 processes; torch's CPU generator looks at the low 32 bits, which still differ for seeds 0 to 3.
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
 
 
@@ -84,11 +92,16 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Re
 
     batch(step) returns the data of a step (this process's share of it); it runs in a background thread, one step ahead.
     loss(model, data, generator) returns a scalar, the mean over that share. state: file for exact resume, written aside
-    and renamed every `recipe.save_every` steps; it is removed by the caller once the result is safe. log: JSONL, one
-    line per logged step. With recipe.processes > 1 the default process group must exist; gradients are averaged over it.
-    Raises FloatingPointError when the loss is not finite, ValueError when the state belongs to another recipe.
+    and renamed every `recipe.save_every` steps; it is removed by the caller once the result is safe. While training goes on, the
+    state before lies beside it as `<state>.previous`, and takes over from one that is torn. log: JSONL, one line per logged step.
+    With recipe.processes > 1 the default process group must exist, of that size; gradients are averaged over it.
+    Raises FloatingPointError when the loss or its gradient is not finite, ValueError when the state belongs to another recipe or network,
+    or is torn without one before it.
     """
     rank = dist.get_rank() if recipe.processes > 1 else 0
+    if recipe.processes > 1 and dist.get_world_size() != recipe.processes:
+        raise ValueError(f"{name}: the process group has {dist.get_world_size()} members, expected processes = {recipe.processes}")
+    device = next(model.parameters()).device.type
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     model.train()
@@ -102,13 +115,15 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Re
             ahead = pool.submit(batch, step + 1) if step + 1 < recipe.steps else None
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step)
-            with torch.autocast("cpu" if not torch.cuda.is_available() else "cuda", torch.bfloat16, enabled=recipe.precision == "bf16"):
+            with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 value = loss(model, data, generator(recipe.seed, step, rank))
             value.backward()
             mean = _average_over_processes(parameters, value.detach(), recipe.processes)
             if not math.isfinite(mean):
                 raise FloatingPointError(f"{name}: the loss is {mean} at step {step}; lower learning_rate (now {recipe.learning_rate}) or check the data")
-            nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip))
+            if not math.isfinite(norm):  # one more step would put NaN into the weights, and then into the saved state
+                raise FloatingPointError(f"{name}: the gradient's norm is {norm} at step {step}, where the loss is {mean}; lower learning_rate")
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             ema.update(model, step)
@@ -129,6 +144,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Re
 
 def _average_over_processes(parameters: list[nn.Parameter], value: Tensor, processes: int) -> float:
     if processes > 1:
+        parameters = [p for p in parameters if p.grad is not None]
         flat = torch.cat([p.grad.reshape(-1) for p in parameters] + [value.float().reshape(1)])
         dist.all_reduce(flat)
         flat /= processes
@@ -147,23 +163,63 @@ def _append(log: Path, row: dict) -> None:
 
 def _save(path: Path, recipe: Recipe, step: int, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
     aside = path.with_suffix(".tmp")
-    torch.save({"recipe": asdict(recipe), "step": step, "model": model.state_dict(), "ema": ema.weights, "optimiser": optimiser.state_dict()}, aside)
+    with open(aside, "wb") as file:
+        torch.save({"recipe": asdict(recipe), "step": step, "model": model.state_dict(), "ema": ema.weights, "optimiser": optimiser.state_dict()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    # Copied, not renamed: `path` is there at every moment, and whoever finds it missing may take the training for a new one.
+    if step < recipe.steps and path.exists():
+        shutil.copyfile(path, _previous(path))
     os.replace(aside, path)
+    if step == recipe.steps:
+        _previous(path).unlink(missing_ok=True)
 
 
 def _resume(path: Path, recipe: Recipe, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> int:
     if not path.exists():
+        _previous(path).unlink(missing_ok=True)  # of another training
         return 0
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    ours = asdict(recipe)
+    saved, ours = _read_state(path), asdict(recipe)
     changed = {k: (saved["recipe"].get(k), v) for k, v in ours.items() if saved["recipe"].get(k) != v and k != "save_every"}
     if changed:
         detail = ", ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in changed.items())
         raise ValueError(f"{path}: saved by another recipe ({detail}); remove the file to start again")
+    theirs, shapes = ({k: tuple(v.shape) for k, v in state.items()} for state in (saved["model"], model.state_dict()))
+    if theirs != shapes:
+        key = next(k for k in [*shapes, *theirs] if theirs.get(k) != shapes.get(k))
+        raise ValueError(f"{path}: saved by another network ({key} was {theirs.get(key)}, is {shapes.get(key)}); remove the file to start again")
     model.load_state_dict(saved["model"])
-    ema.weights = saved["ema"]
+    for key, value in ema.weights.items():
+        value.copy_(saved["ema"][key])
     optimiser.load_state_dict(saved["optimiser"])
     return saved["step"]
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.name}.previous")
+
+
+def _read_state(path: Path) -> dict:
+    """The saved state, or the one before where a crash of the machine has torn it."""
+    try:
+        return _load(path)
+    except ValueError as error:
+        try:
+            saved = _load(_previous(path))
+        except ValueError:
+            raise error from None
+        warnings.warn(f"{error}; going on from the state before, at step {saved['step']}", stacklevel=4)
+        return saved
+
+
+def _load(path: Path) -> dict:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a whole training state ({' '.join(str(error).split())[:80]}); remove the file to start again") from None
+    if not isinstance(saved, dict) or not saved.keys() >= {"recipe", "step", "model", "ema", "optimiser"}:
+        raise ValueError(f"{path}: no training state; remove the file to start again")
+    return saved
 
 
 def denoising_loss(diffusion, prediction_type: str) -> Loss:
@@ -184,19 +240,31 @@ def denoising_loss(diffusion, prediction_type: str) -> Loss:
 
 
 def in_processes(function: Callable, processes: int, *arguments) -> None:
-    """Call function(rank, *arguments) in this process, or in several that share gradients (gloo over loopback, one thread each)."""
+    """Call function(rank, *arguments) in this process, or in several that share gradients (gloo over loopback, one thread each).
+
+    When one of them raises, the others are ended; what a user can mend (_USER_ERRORS) is raised here as it was there.
+    """
     if processes == 1:
         function(0, *arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_member, (processes, folder, function, arguments), processes)
+        try:
+            torch.multiprocessing.spawn(_member, (processes, folder, function, arguments), processes)
+        except torch.multiprocessing.ProcessRaisedException:
+            reports = sorted(Path(folder).glob("error*"))
+            if not reports:
+                raise
+            raise pickle.loads(reports[0].read_bytes()) from None
 
 
 def _member(rank: int, processes: int, folder: str, function: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     try:
         function(rank, *arguments)
+    except _USER_ERRORS as error:
+        (Path(folder) / f"error{rank}").write_bytes(pickle.dumps(error))
+        raise
     finally:
         dist.destroy_process_group()

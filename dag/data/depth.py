@@ -24,11 +24,11 @@ class DepthCoding:
     def __post_init__(self):
         if self.coding not in CODINGS:
             raise ValueError(f"depth.coding is {self.coding!r}, expected one of {CODINGS}")
-        if not 0 < self.near < self.far:
-            raise ValueError(f"depth.near is {self.near} and depth.far is {self.far}, expected 0 < near < far (metres)")
+        if not 0 < self.near < self.far < math.inf:
+            raise ValueError(f"depth.near is {self.near} and depth.far is {self.far}, expected finite 0 < near < far (metres)")
 
     def encode(self, metres: Tensor) -> Tensor:
-        """Coded depth of the same shape; depths outside near..far are clamped."""
+        """Coded depth of the same shape; depths outside near..far are clamped, so a 0 that stands for "unknown" becomes near: mask it before."""
         metres = metres.clamp(self.near, self.far)
         if self.coding == "log":
             return (metres / self.near).log() * (2 / math.log(self.far / self.near)) - 1
@@ -40,7 +40,10 @@ class DepthCoding:
         """Metres of the same shape; the inverse of encode, clamped to near..far."""
         share = (coded.clamp(-1, 1) + 1) / 2
         if self.coding == "log":
-            return self.near * (share * math.log(self.far / self.near)).exp()
-        if self.coding == "linear":
-            return self.near + share * (self.far - self.near)
-        return 1 / (1 / self.near - share * (1 / self.near - 1 / self.far))
+            metres = self.near * (share * math.log(self.far / self.near)).exp()
+        elif self.coding == "linear":
+            metres = self.near + share * (self.far - self.near)
+        else:
+            metres = 1 / (1 / self.near - share * (1 / self.near - 1 / self.far))
+        # The ends are only near and far up to rounding.
+        return metres.clamp(self.near, self.far)

@@ -1,0 +1,151 @@
+"""Depth networks and the codings between what files hold and what networks take: metres and [-1, 1], uint8 and tensors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dag.data.depth import CODINGS, DepthCoding
+from dag.data.images import to_tensor, to_uint8
+from dag.estimators import DepthUNet, depth_loss, estimate
+
+ARCHITECTURE = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+}
+METRES = torch.linspace(0.5, 10, 96, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def network() -> DepthUNet:
+    torch.manual_seed(0)
+    return DepthUNet(ARCHITECTURE).eval()
+
+
+def pictures(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+
+
+# ---- depth coding
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_decode_is_the_inverse_of_encode(coding):
+    code = DepthCoding(0.5, 10.0, coding)
+    coded = code.encode(METRES)
+    assert (coded.diff() > 0).all()
+    torch.testing.assert_close(coded[[0, -1]], torch.tensor([-1.0, 1.0], dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(code.decode(coded), METRES, rtol=1e-12, atol=0)
+    torch.testing.assert_close(code.encode(code.decode(torch.linspace(-1, 1, 50))), torch.linspace(-1, 1, 50), rtol=0, atol=1e-5)
+    assert code.encode(METRES.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("coding", "middle"), [("log", math.sqrt(0.5 * 10)), ("linear", 5.25), ("disparity", 1 / ((1 / 0.5 + 1 / 10) / 2))])
+def test_zero_is_the_mean_of_its_kind(coding, middle):
+    """Geometric, arithmetic, harmonic."""
+    assert float(DepthCoding(0.5, 10.0, coding).decode(torch.zeros((), dtype=torch.float64))) == pytest.approx(middle, rel=1e-12)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_what_lies_outside_is_clamped(coding):
+    code = DepthCoding(0.5, 10.0, coding)
+    torch.testing.assert_close(code.encode(torch.tensor([0.0, 0.1, 11.0, math.inf])), torch.tensor([-1.0, -1, 1, 1]), rtol=0, atol=1e-6)
+    decoded = code.decode(torch.tensor([-7.0, -1.0, 1.0, 7.0]))
+    assert decoded.min() >= 0.5
+    assert decoded.max() <= 10
+    torch.testing.assert_close(decoded, torch.tensor([0.5, 0.5, 10, 10]))
+
+
+@pytest.mark.parametrize(("near", "far"), [(0, 1), (-1, 1), (2, 1), (1, 1), (math.nan, 1), (1, math.nan), (1, math.inf)])
+def test_bad_ranges_are_refused(near, far):
+    with pytest.raises(ValueError, match=rf"depth\.near is {near} and depth\.far is {far}, expected finite 0 < near < far \(metres\)"):
+        DepthCoding(near, far)
+
+
+def test_unknown_coding_is_refused():
+    with pytest.raises(ValueError, match=r"depth\.coding is 'cubic', expected one of \('log', 'linear', 'disparity'\)"):
+        DepthCoding(0.5, 10, "cubic")
+
+
+# ---- images
+
+
+def test_every_shade_survives_the_way_to_a_tensor_and_back():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    images[..., 1] = images[..., 0].swapaxes(1, 2)
+    x = to_tensor(images)
+    assert (x.shape, x.dtype, float(x.min()), float(x.max())) == ((1, 3, 16, 16), torch.float32, -1.0, 1.0)
+    assert torch.equal(x[0, :, 2, 5], torch.from_numpy(images[0, 2, 5]).float() / 127.5 - 1)
+    assert np.array_equal(to_uint8(x), images)
+    assert to_uint8(torch.tensor([-9.0, 0.0, 9.0]).reshape(1, 3, 1, 1)).ravel().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 4, 4, 3)), np.zeros((4, 4, 3), np.uint8), np.zeros((1, 3, 4, 4), np.uint8)])
+def test_what_is_no_picture_is_refused(images):
+    with pytest.raises(ValueError, match=r"images are .*, expected uint8 \(n, h, w, 3\)"):
+        to_tensor(images)
+
+
+# ---- networks
+
+
+def test_depth_network_is_a_unet_at_time_zero(network):
+    image = to_tensor(pictures(2))
+    depth = network(image)
+    assert depth.shape == (2, 1, 8, 8)
+    assert torch.equal(depth, network.unet(image, 0).sample)
+
+
+def test_estimates_are_metres_whatever_the_batch(network):
+    code = DepthCoding(0.5, 10.0, "linear")
+    images = pictures(5)
+    depth = estimate(network, images, code, batch_size=2)
+    assert (depth.shape, depth.dtype) == ((5, 8, 8), np.float32)
+    assert depth.min() >= 0.5
+    assert depth.max() <= 10
+    np.testing.assert_allclose(depth, estimate(network, images, code), rtol=1e-4)
+    with torch.no_grad():
+        expected = (network(to_tensor(images[3:4]))[0, 0].clamp(-1, 1) + 1) / 2 * 9.5 + 0.5
+    np.testing.assert_allclose(depth[3], expected.numpy(), rtol=1e-4)
+
+
+class Red(nn.Module):
+    """Depth is the red channel, off by 0.25 in the left half."""
+
+    def forward(self, image):
+        error = torch.zeros(image.shape[-1])
+        error[: image.shape[-1] // 2] = 0.25
+        return image[:, :1] + error
+
+
+def test_loss_mirrors_image_and_depth_together():
+    """A prediction that follows the image has the same error whether a sample is mirrored or not; one that ignores it has not."""
+    image = torch.rand(64, 3, 4, 4)
+    numbers = torch.Generator().manual_seed(0)
+    assert float(depth_loss(Red(), (image, image[:, :1]), numbers)) == pytest.approx(0.125, abs=1e-6)
+
+    seen = []
+    ramp = torch.arange(4.0).expand(64, 1, 4, 4)
+    network = type("Watch", (nn.Module,), {"forward": lambda self, x: seen.append(x) or torch.zeros(len(x), 1, 4, 4)})()
+    depth_loss(network, (ramp.expand(64, 3, 4, 4), ramp), numbers)
+    mirrored = seen[0][:, 0, 0, 0] == 3
+    assert torch.equal(seen[0][mirrored], ramp.flip(-1)[mirrored].expand(-1, 3, -1, -1))
+    assert torch.equal(seen[0][~mirrored], ramp[~mirrored].expand(-1, 3, -1, -1))
+    assert 16 < int(mirrored.sum()) < 48
+
+
+def test_loss_and_its_gradient_are_the_l1_distance(network):
+    image, depth = to_tensor(pictures(3)), torch.zeros(3, 1, 8, 8)
+    with torch.no_grad():
+        value = depth_loss(lambda x: x[:, :1], (image, depth), torch.Generator())
+    assert float(value) == pytest.approx(float(image[:, 0].abs().mean()), rel=1e-6)
+    depth_loss(network, (image, depth), torch.Generator()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
