@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 STAGES = {
     "prepare": "data",
     "pretrain": "models",
+    "snapshot": "models",
     "features": "models",
     "heads": "models",
     "prior": "models",
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         if os.environ.get("DAG_TRACEBACK"):
             raise
-        print(f"dag {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"dag {name}: {' '.join(str(error).split())}\n")
         return 2
     return 0
 

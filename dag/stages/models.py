@@ -76,36 +76,59 @@ def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path) -> None:
     train(network, denoising_loss(diffusion, kind), batch, recipe, out)
     if rank == 0:
         save_unet(network, out, prediction_type=kind, diffusion=diffusion)
-        write_model_card(study, recipe, out)
+        write_model_card(study, recipe, out, out.parent / f"{out.stem}.log.jsonl", recipe.steps)
         write_provenance(out, study, started, parameters=sum(p.numel() for p in network.parameters()))
         finished(out)
 
 
-def write_model_card(study: Study, recipe: Recipe, out: Path) -> None:
-    """README.md (the model card) and training.csv (the loss curve) beside the weights."""
+def snapshot(study: Study, *, state: Path, log: Path, out: Path) -> None:
+    """Write the averaged weights of a U-Net whose training is still going on, to look at or to work with before it is done."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    from dag.weights import check_state, save_unet
+
+    recipe, saved = Recipe(**study["unet"]["training"]), torch.load(state, map_location="cpu", weights_only=True)
+    network = UNet2DModel(sample_size=study["domain"]["size"], in_channels=3, out_channels=3, **study["unet"]["architecture"])
+    check_state(network, saved["ema"], state)
+    network.load_state_dict(saved["ema"])
+    save_unet(network, out, prediction_type=study["unet"]["prediction_type"], diffusion=Diffusion())
+    write_model_card(study, recipe, out, log, saved["step"])
+
+
+def write_model_card(study: Study, recipe: Recipe, out: Path, log: Path, steps: int) -> None:
+    """README.md (the model card) and training.csv (the loss curve) beside the weights. steps: how many were made."""
     from dag.weights import sha256
 
-    log = [json.loads(line) for line in (out.parent / f"{out.stem}.log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     # A resumed training logs the steps since its last state again: the last line of a step counts.
-    curve = pd.DataFrame({row["step"]: row for row in log}.values()).sort_values("step")
+    curve = pd.DataFrame({row["step"]: row for row in lines if row["step"] <= steps}.values()).sort_values("step")
+    done = steps == recipe.steps
+    progress = f"{steps:,} steps" if done else f"a snapshot after {steps:,} of {recipe.steps:,} steps"
+    command = "`snakemake --cores all pretrain`" + ("" if done else ", from whose saved state `dag snapshot` wrote this")
     write_csv(curve[["step", "loss", "learning_rate"]], out / "training.csv")
     weights = out / "unet" / "diffusion_pytorch_model.safetensors"
     size, name = study["domain"]["size"], study["domain"]["name"]
+    unet, tail = study["unet"], curve.loss.tail(10).mean()
+    facts = {
+        "data": f"{steps * recipe.batch_size:,} drawn scenes of the domain `{name}`, seeds {study['data']['unet'][0]} on, each seen once",
+        "architecture": "UNet2DModel: " + ", ".join(f"{key} {value}" for key, value in unet["architecture"].items()),
+        "prediction type": f"{unet['prediction_type']}; T = 1000, linear betas 1e-4..0.02",
+        "training": f"{progress} of {recipe.batch_size}, AdamW, learning rate {recipe.learning_rate:g} with warm-up over {recipe.warmup} steps and "
+        f"cosine decay, EMA {recipe.ema}, {recipe.precision}, seed {recipe.seed}, {recipe.processes} processes",
+        "loss": f"{curve.loss.iloc[0]:.4f} at step {curve.step.iloc[0]}, {tail:.4f} in the last ten lines of `training.csv`, the loss curve",
+        "weights": f"fp16 safetensors, SHA-256 `{sha256(weights)}`",
+        "made by": command,
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     card = f"""# {name} {size}x{size}: the small study's pretrained diffusion U-Net
 
 An unconditional pixel-space U-Net in the layout of diffusers: `DDIMPipeline.from_pretrained` reads this folder.
 
 | | |
 |---|---|
-| data | {recipe.steps * recipe.batch_size:,} drawn scenes of the domain `{name}`, seeds {study["data"]["unet"][0]} on, each seen once |
-| architecture | UNet2DModel, {", ".join(f"{k} {v}" for k, v in study["unet"]["architecture"].items())} |
-| prediction type | {study["unet"]["prediction_type"]}; T = 1000, linear betas 1e-4..0.02 |
-| training | {recipe.steps:,} steps of {recipe.batch_size}, AdamW, learning rate {recipe.learning_rate:g} with warm-up {recipe.warmup} and cosine decay, EMA {recipe.ema}, {recipe.precision}, seed {recipe.seed}, {recipe.processes} processes |
-| loss | {curve.loss.iloc[0]:.4f} at step {curve.step.iloc[0]}, {curve.loss.tail(10).mean():.4f} over the last {curve.step.iloc[-1] - curve.step.iloc[-10] + curve.step.iloc[0]} steps; the curve is `training.csv` |
-| weights | fp16 safetensors, SHA-256 `{sha256(weights)}` |
-| made by | `snakemake --cores all pretrain` |
+{table}
 
-Intended for studying guidance on a small machine: its rooms are drawn, not photographed.
+Meant for studying guidance on a small machine: its rooms are drawn, not photographed.
 """
     with writing(out / "README.md") as aside:
         aside.write_text(card)

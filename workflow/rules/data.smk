@@ -5,6 +5,8 @@ rule prepare:
     output:
         data=f"{RESULTS}/data/{{use}}.npz",
         provenance=f"{RESULTS}/data/{{use}}.json",
+    log:
+        f"{RESULTS}/logs/prepare/{{use}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/prepare/{{use}}.tsv"
     wildcard_constraints:
@@ -14,4 +16,4 @@ rule prepare:
         command=dag("prepare"),
         stamp=lambda w: f"{stamp('data', 'domain')}-{config['data'][w.use]}",
     shell:
-        "{params.command} --threads {threads} --use {wildcards.use} --out {output.data}"
+        "{params.command} --threads {threads} --use {wildcards.use} --out {output.data} 2> {log}"

@@ -18,6 +18,8 @@ rule downstream:
         test=f"{RESULTS}/data/test.npz",
     output:
         f"{RESULTS}/metrics/downstream/{{source}}.csv",
+    log:
+        f"{RESULTS}/logs/downstream/{{source}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/downstream/{{source}}.tsv"
     wildcard_constraints:
@@ -30,4 +32,5 @@ rule downstream:
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
         stamp=stamp("downstream", "downstream", "depth"),
     shell:
-        "{params.command} --threads {threads} --source {wildcards.source} --pictures {input.pictures} --test {input.test}" " {params.judged} --out {output}"
+        "{params.command} --threads {threads} --source {wildcards.source} --pictures {input.pictures} --test {input.test}"
+        " {params.judged} --out {output} 2> {log}"

@@ -9,6 +9,8 @@ rule describe:
         judge=f"{RESULTS}/models/judge.safetensors",
     output:
         described=f"{RESULTS}/judged/{{run}}.npz",
+    log:
+        f"{RESULTS}/logs/describe/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/describe/{{run}}.tsv"
     threads: 1
@@ -19,7 +21,7 @@ rule describe:
         stamp=stamp("evaluation", "evaluation", "sampling", "depth"),
     shell:
         "{params.command} --threads {threads} --pictures {input.pictures} --unet {input.unet} --heads {input.heads}"
-        " --judge {input.judge} --out {output.described}"
+        " --judge {input.judge} --out {output.described} 2> {log}"
 
 
 rule measure_sweep:
@@ -28,6 +30,8 @@ rule measure_sweep:
         reference=f"{RESULTS}/judged/reference.npz",
     output:
         f"{RESULTS}/metrics/sweep.csv",
+    log:
+        f"{RESULTS}/logs/measure/sweep.log",
     benchmark:
         f"{RESULTS}/benchmarks/measure/sweep.tsv"
     threads: 1
@@ -36,7 +40,7 @@ rule measure_sweep:
         runs=SWEEP,
         stamp=stamp("evaluation", "evaluation"),
     shell:
-        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --out {output}"
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --out {output} 2> {log}"
 
 
 # The optimum of the sweep, on seeds that the final tables do not use.
@@ -45,6 +49,8 @@ rule scale:
         f"{RESULTS}/metrics/sweep.csv",
     output:
         f"{RESULTS}/metrics/scale.json",
+    log:
+        f"{RESULTS}/logs/scale/scale.log",
     benchmark:
         f"{RESULTS}/benchmarks/scale/scale.tsv"
     threads: 1
@@ -52,7 +58,7 @@ rule scale:
         command=dag("scale"),
         stamp=stamp("evaluation"),
     shell:
-        "{params.command} --distances {input} --out {output}"
+        "{params.command} --distances {input} --out {output} 2> {log}"
 
 
 rule measure:
@@ -63,6 +69,8 @@ rule measure:
         sweep=f"{RESULTS}/metrics/sweep.csv" if SWEEP else [],
     output:
         f"{RESULTS}/metrics/distances.csv",
+    log:
+        f"{RESULTS}/logs/measure/final.log",
     benchmark:
         f"{RESULTS}/benchmarks/measure/final.tsv"
     threads: 1
@@ -72,7 +80,8 @@ rule measure:
         earlier=f"--earlier {RESULTS}/metrics/sweep.csv" if SWEEP else "",
         stamp=stamp("evaluation", "evaluation"),
     shell:
-        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference}" " --real {input.real} {params.earlier} --out {output}"
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference}"
+        " --real {input.real} {params.earlier} --out {output} 2> {log}"
 
 
 rule runs:
@@ -80,6 +89,8 @@ rule runs:
         expand(f"{RESULTS}/samples/{{run}}.json", run=RUNS.index),
     output:
         f"{RESULTS}/metrics/runs.csv",
+    log:
+        f"{RESULTS}/logs/runs/runs.log",
     benchmark:
         f"{RESULTS}/benchmarks/runs/runs.tsv"
     threads: 1
@@ -87,7 +98,7 @@ rule runs:
         command=dag("runs"),
         stamp=stamp("evaluation"),
     shell:
-        "{params.command} --provenance {input} --out {output}"
+        "{params.command} --provenance {input} --out {output} 2> {log}"
 
 
 # What every job pays before its work begins: the share of this in the study's CPU time is in timings.md.

@@ -4,6 +4,8 @@
 rule train_unet:
     output:
         directory(f"{RESULTS}/models/unet"),
+    log:
+        f"{RESULTS}/logs/train_unet/unet.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_unet/unet.tsv"
     threads: config["unet"]["training"].get("processes", 1)
@@ -13,7 +15,7 @@ rule train_unet:
         command=dag("pretrain"),
         stamp=f"{stamp('models', 'domain', 'unet')}-{config['data']['unet']}",
     shell:
-        "{params.command} --out {output}"
+        "{params.command} --out {output} 2> {log}"
 
 
 rule features:
@@ -23,6 +25,8 @@ rule features:
     output:
         rows=f"{RESULTS}/features/labels{{labels}}.npy",
         index=f"{RESULTS}/features/labels{{labels}}.json",
+    log:
+        f"{RESULTS}/logs/features/labels{{labels}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/features/labels{{labels}}.tsv"
     threads: 1
@@ -36,7 +40,7 @@ rule features:
         stamp=stamp("models", "heads", "sampling"),
     shell:
         "{params.command} --threads {threads} --unet {input.unet} --data {input.data} --levels {params.levels}"
-        " --blocks {params.blocks} --count {wildcards.labels} --out {output.rows}"
+        " --blocks {params.blocks} --count {wildcards.labels} --out {output.rows} 2> {log}"
 
 
 rule validation_features:
@@ -46,6 +50,8 @@ rule validation_features:
     output:
         rows=f"{RESULTS}/features/validation.npy",
         index=f"{RESULTS}/features/validation.json",
+    log:
+        f"{RESULTS}/logs/features/validation.log",
     benchmark:
         f"{RESULTS}/benchmarks/features/validation.tsv"
     threads: 1
@@ -57,7 +63,7 @@ rule validation_features:
         stamp=stamp("models", "heads", "sampling"),
     shell:
         "{params.command} --threads {threads} --unet {input.unet} --data {input.data} --levels validation"
-        " --blocks all --count {params.images} --out {output.rows}"
+        " --blocks all --count {params.images} --out {output.rows} 2> {log}"
 
 
 rule heads:
@@ -69,6 +75,8 @@ rule heads:
     output:
         heads=f"{RESULTS}/models/heads/{{heads}}.safetensors",
         metrics=f"{RESULTS}/metrics/heads/{{heads}}.csv",
+    log:
+        f"{RESULTS}/logs/heads/{{heads}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/heads/{{heads}}.tsv"
     wildcard_constraints:
@@ -83,7 +91,7 @@ rule heads:
     shell:
         "{params.command} --threads {threads} --kind {params.kind} --data {input.data} --features {input.features}"
         " --validation {input.validation} --validation-features {input.validation_features}"
-        " --out {output.heads} --metrics {output.metrics}"
+        " --out {output.heads} --metrics {output.metrics} 2> {log}"
 
 
 rule prior:
@@ -91,6 +99,8 @@ rule prior:
         f"{RESULTS}/data/prior.npz",
     output:
         directory(f"{RESULTS}/models/prior{{resolution}}"),
+    log:
+        f"{RESULTS}/logs/prior/{{resolution}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/prior/{{resolution}}.tsv"
     threads: 1
@@ -100,7 +110,7 @@ rule prior:
         command=dag("prior"),
         stamp=stamp("models", "prior", "depth"),
     shell:
-        "{params.command} --threads {threads} --resolution {wildcards.resolution} --data {input} --out {output}"
+        "{params.command} --threads {threads} --resolution {wildcards.resolution} --data {input} --out {output} 2> {log}"
 
 
 rule judge:
@@ -108,6 +118,8 @@ rule judge:
         f"{RESULTS}/data/judge.npz",
     output:
         f"{RESULTS}/models/judge.safetensors",
+    log:
+        f"{RESULTS}/logs/judge/judge.log",
     benchmark:
         f"{RESULTS}/benchmarks/judge/judge.tsv"
     threads: 1
@@ -117,4 +129,4 @@ rule judge:
         command=dag("judge"),
         stamp=stamp("models", "judge", "depth", "domain"),
     shell:
-        "{params.command} --threads {threads} --data {input} --out {output}"
+        "{params.command} --threads {threads} --data {input} --out {output} 2> {log}"

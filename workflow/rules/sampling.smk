@@ -24,6 +24,8 @@ rule sample:
     output:
         samples=f"{RESULTS}/samples/{{run}}.npz",
         provenance=f"{RESULTS}/samples/{{run}}.json",
+    log:
+        f"{RESULTS}/logs/sample/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/sample/{{run}}.tsv"
     wildcard_constraints:
@@ -37,7 +39,7 @@ rule sample:
         stamp=run_stamp,
     shell:
         "{params.command} --threads {threads} --run {wildcards.run} --unet {input.unet} --heads {input.heads}"
-        " --prior {input.prior} {params.scale} --out {output.samples}"
+        " --prior {input.prior} {params.scale} --out {output.samples} 2> {log}"
 
 
 TRAJECTORY = config["figures"]["guided"]
@@ -52,6 +54,8 @@ rule trajectory:
         scale=lambda w: scale_of(type("Guided", (), {"run": TRAJECTORY})),
     output:
         f"{RESULTS}/samples/trajectory.npz",
+    log:
+        f"{RESULTS}/logs/trajectory/trajectory.log",
     benchmark:
         f"{RESULTS}/benchmarks/trajectory/trajectory.tsv"
     threads: 1
@@ -64,4 +68,4 @@ rule trajectory:
         stamp=lambda w: run_stamp(type("Guided", (), {"run": TRAJECTORY})) + STUDY.section_hash("figures"),
     shell:
         "{params.command} --threads {threads} --run {params.run} --unet {input.unet} --heads {input.heads}"
-        " --prior {input.prior} {params.scale} --out {output}"
+        " --prior {input.prior} {params.scale} --out {output} 2> {log}"

@@ -12,11 +12,15 @@ import psutil
 _SHORT, _SHORT_UNTIL, _LONG = 0.5, 15.5, 30.0
 
 
-def build(benchmarks: dict[str, pd.DataFrame], import_seconds: float, snakemake_seconds: float) -> str:
-    """Markdown. benchmarks: per rule, the rows of its benchmark files. The seconds are CPU: of the imports of one job; of Snakemake itself."""
+PLAIN = {"prepare", "measure", "scale", "runs"}  # rules whose jobs load no network
+
+
+def build(benchmarks: dict[str, pd.DataFrame], startup: dict[str, float], snakemake_seconds: float) -> str:
+    """Markdown. benchmarks: per rule, the rows of its benchmark files. startup: CPU seconds that a "plain" and a "network" job import for."""
     rows = {rule: _summary(frame) for rule, frame in benchmarks.items()}
     jobs, wall, cpu, peak = (list(column) for column in zip(*rows.values(), strict=True))
-    imports = sum(jobs) * import_seconds
+    plain = sum(n for rule, n in zip(rows, jobs, strict=True) if rule in PLAIN)
+    imports = plain * startup["plain"] + (sum(jobs) - plain) * startup["network"]
     total = sum(cpu) + snakemake_seconds
     lines = ["# Timings", "", "| rule | jobs | wall (s) | CPU (s) | share of CPU | peak memory (MB) |", "|---|---:|---:|---:|---:|---:|"]
     for rule, (n, seconds, used, memory) in sorted(rows.items(), key=lambda item: -item[1][2]):
@@ -25,7 +29,8 @@ def build(benchmarks: dict[str, pd.DataFrame], import_seconds: float, snakemake_
         f"| Snakemake itself | – | – | {snakemake_seconds:,.1f} | {snakemake_seconds / total:.1%} | – |",
         f"| **all** | {sum(jobs)} | {sum(wall):,.1f} | {total:,.1f} | 100.0% | {_number(float(np.nanmax([0, *peak])))} |",
         "",
-        f"**Start-up: {(imports + snakemake_seconds) / total:.1%} of all CPU time**: {sum(jobs)} jobs × {import_seconds:.2f} s of imports, "
+        f"**Start-up: {(imports + snakemake_seconds) / total:.1%} of all CPU time**: {sum(jobs) - plain} jobs × {startup['network']:.2f} s and "
+        f"{plain} × {startup['plain']:.2f} s of imports, "
         f"and {snakemake_seconds:.1f} s of Snakemake itself in the call that wrote this file.",
         "",
         "Wall: summed over jobs, several of which run at once. CPU: as Snakemake reads it, every 0.5 s for 15.5 s, then every 30 s, continued at the "
@@ -75,5 +80,5 @@ def read_benchmarks(paths: list[str]) -> dict[str, pd.DataFrame]:
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`
     startup = json.loads(Path(job.input.startup).read_text(encoding="utf-8"))
-    text = build(read_benchmarks(job.input.benchmarks), startup["import_cpu_seconds"], snakemake_cpu())
+    text = build(read_benchmarks(job.input.benchmarks), startup, snakemake_cpu())
     Path(job.output.md).write_text(text, encoding="utf-8")
