@@ -257,3 +257,14 @@ rule timings:
         md=f"{RESULTS}/timings.md",
     script:
         "../scripts/timings.py"
+
+
+# On demand: the README shows table 1.
+rule readme:
+    input:
+        table=f"{RESULTS}/tables/table1_guidance.md",
+    params:
+        readme="README.md",
+    localrule: True
+    script:
+        "../scripts/readme.py"
