@@ -9,7 +9,7 @@ PYTHON ?=
 
 # Threads that wait for work sleep: spinning ones cost a busy machine most of its time.
 export OMP_WAIT_POLICY ?= PASSIVE
-# The tools of .venv first: rules call `python`.
+# The tools of .venv first; rules call the Python that Snakemake runs in.
 WITH_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 # Set-up is done when this file is there. Its name holds what set-up depends on, the folder included (scripts of a venv hold its path),

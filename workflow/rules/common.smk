@@ -1,5 +1,6 @@
 # What every rule file uses: the validated study, its folder, and how a stage is called.
 import os
+import shlex
 import sys
 
 sys.path.insert(0, workflow.basedir)
@@ -49,9 +50,10 @@ def run_stamp(wildcards):
     return f"{stamp('sampling', 'sampling', 'depth', 'heads')}-{STUDY.run_hash(wildcards.run)}"
 
 
-def dag(stage, threads=1):
-    """The start of the command of a stage."""
-    return f"{sys.executable} -m dag {stage} --config {CONFIG}"
+def dag(stage):
+    """The start of the command of a stage, as a param. Snakemake does not compare params that depend on threads: the same Python
+    under another name (python, python3, a clone that moved) must not rerun a study."""
+    return lambda wildcards, threads: f"{shlex.quote(sys.executable)} -m dag {stage} --config {CONFIG} --threads {threads}"
 
 
 def measured(*tables):

@@ -10,10 +10,10 @@ rule prepare:
     benchmark:
         f"{RESULTS}/benchmarks/prepare/{{use}}.tsv"
     wildcard_constraints:
-        use="|".join(set(config["data"]) - {"unet"}),
+        use="|".join(sorted(set(config["data"]) - {"unet"})),
     threads: 1
     params:
         command=dag("prepare"),
         stamp=lambda w: f"{stamp('data', 'domain')}-{config['data'][w.use]}",
     shell:
-        "{params.command} --threads {threads} --use {wildcards.use} --out {output.data} 2> {log}"
+        "{params.command} --use {wildcards.use} --out {output.data} 2> {log}"

@@ -32,5 +32,4 @@ rule downstream:
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
         stamp=stamp("downstream", "downstream", "depth"),
     shell:
-        "{params.command} --threads {threads} --source {wildcards.source} --pictures {input.pictures} --test {input.test}"
-        " {params.judged} --out {output} 2> {log}"
+        "{params.command} --source {wildcards.source} --pictures {input.pictures} --test {input.test} {params.judged} --out {output} 2> {log}"

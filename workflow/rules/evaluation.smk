@@ -20,8 +20,7 @@ rule describe:
         command=dag("describe"),
         stamp=stamp("evaluation", "evaluation", "sampling", "depth"),
     shell:
-        "{params.command} --threads {threads} --pictures {input.pictures} --unet {input.unet} --heads {input.heads}"
-        " --judge {input.judge} --out {output.described} 2> {log}"
+        "{params.command} --pictures {input.pictures} --unet {input.unet} --heads {input.heads} --judge {input.judge} --out {output.described} 2> {log}"
 
 
 rule measure_sweep:

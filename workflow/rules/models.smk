@@ -39,7 +39,7 @@ rule features:
         levels=lambda w: {str(k): v for k, v in config["heads"]["labels"].items()}[w.labels],
         stamp=stamp("models", "heads", "sampling"),
     shell:
-        "{params.command} --threads {threads} --unet {input.unet} --data {input.data} --levels {params.levels}"
+        "{params.command} --unet {input.unet} --data {input.data} --levels {params.levels}"
         " --blocks {params.blocks} --count {wildcards.labels} --out {output.rows} 2> {log}"
 
 
@@ -62,8 +62,7 @@ rule validation_features:
         images=config["data"]["validation"][1],
         stamp=stamp("models", "heads", "sampling"),
     shell:
-        "{params.command} --threads {threads} --unet {input.unet} --data {input.data} --levels validation"
-        " --blocks all --count {params.images} --out {output.rows} 2> {log}"
+        "{params.command} --unet {input.unet} --data {input.data} --levels validation --blocks all --count {params.images} --out {output.rows} 2> {log}"
 
 
 rule heads:
@@ -89,7 +88,7 @@ rule heads:
         kind=lambda w: "blocks" if w.heads == "blocks" else "pair",
         stamp=stamp("models", "heads", "depth"),
     shell:
-        "{params.command} --threads {threads} --kind {params.kind} --data {input.data} --features {input.features}"
+        "{params.command} --kind {params.kind} --data {input.data} --features {input.features}"
         " --validation {input.validation} --validation-features {input.validation_features}"
         " --out {output.heads} --metrics {output.metrics} 2> {log}"
 
@@ -110,7 +109,7 @@ rule prior:
         command=dag("prior"),
         stamp=stamp("models", "prior", "depth"),
     shell:
-        "{params.command} --threads {threads} --resolution {wildcards.resolution} --data {input} --out {output} 2> {log}"
+        "{params.command} --resolution {wildcards.resolution} --data {input} --out {output} 2> {log}"
 
 
 rule judge:
@@ -129,4 +128,4 @@ rule judge:
         command=dag("judge"),
         stamp=stamp("models", "judge", "depth", "domain"),
     shell:
-        "{params.command} --threads {threads} --data {input} --out {output} 2> {log}"
+        "{params.command} --data {input} --out {output} 2> {log}"

@@ -263,8 +263,8 @@ rule timings:
 rule readme:
     input:
         table=f"{RESULTS}/tables/table1_guidance.md",
+    localrule: True
     params:
         readme="README.md",
-    localrule: True
     script:
         "../scripts/readme.py"

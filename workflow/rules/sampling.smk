@@ -38,7 +38,7 @@ rule sample:
         scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
         stamp=run_stamp,
     shell:
-        "{params.command} --threads {threads} --run {wildcards.run} --unet {input.unet} --heads {input.heads}"
+        "{params.command} --run {wildcards.run} --unet {input.unet} --heads {input.heads}"
         " --prior {input.prior} {params.scale} --out {output.samples} 2> {log}"
 
 
@@ -67,5 +67,4 @@ rule trajectory:
         scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
         stamp=lambda w: run_stamp(type("Guided", (), {"run": TRAJECTORY})) + STUDY.section_hash("figures"),
     shell:
-        "{params.command} --threads {threads} --run {params.run} --unet {input.unet} --heads {input.heads}"
-        " --prior {input.prior} {params.scale} --out {output} 2> {log}"
+        "{params.command} --run {params.run} --unet {input.unet} --heads {input.heads} --prior {input.prior} {params.scale} --out {output} 2> {log}"
