@@ -15,7 +15,7 @@ from dag.diffusion import Diffusion, respace
 from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
 from dag.heads import build_heads
 from dag.sampling import SampleRNG, guidance_strength, sample_ddim, sample_ddpm
-from dag.stages.study import Study, span, write_provenance, writing
+from dag.stages.study import Study, guidance_kind, span, write_provenance, writing
 from dag.weights import load_module_file, load_unet
 
 
@@ -40,8 +40,7 @@ def resolve(run: dict, scale: Path | None) -> dict:
         return run
     if scale is None:
         raise ValueError(f"run {run['run']!r} has a weight 'best': --scale must name the file of the stage `scale`")
-    kind = "+".join(name for name, key in (("dcg", "w_dc"), ("dpg", "w_dp")) if str(run[key]) != "0")
-    best = json.loads(Path(scale).read_text())[kind]
+    best = json.loads(Path(scale).read_text())[guidance_kind(run)]
     return {**run, **{key: best[key] for key in ("w_dc", "w_dp") if run[key] == "best"}}
 
 

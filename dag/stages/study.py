@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import math
 import os
 import platform
 import resource
@@ -33,6 +34,7 @@ class Study:
         self.config, self.source = config, source
         self._validate_config()
         self.runs = self._read_runs()
+        self._check_named_runs()
 
     @classmethod
     def load(cls, path: str | Path) -> Study:
@@ -53,17 +55,20 @@ class Study:
         return Path("results") / self.config["study"]
 
     def run(self, name: str) -> dict:
+        if name not in self.runs.index:
+            raise StudyError(f"{self['runs']}: no run {name!r}; there are {', '.join(self.runs.index)}")
         return {"run": name, **self.runs.loc[name].to_dict()}
 
     def baseline_of(self, name: str) -> str | None:
-        """The unguided run with the same sampler, steps, eta and seeds; None for a run that is unguided itself."""
+        """The unguided run with the same sampler, steps, eta and seeds, of the sweep for a run of the sweep; None for an unguided run."""
         row = self.runs.loc[name]
         same = (self.runs[["sampler", "steps", "eta", "n", "first_seed"]] == row[["sampler", "steps", "eta", "n", "first_seed"]]).all(axis=1)
+        same &= self.runs.tables.map(in_sweep) == in_sweep(row.tables)
         names = [r for r in self.runs.index[same & ~self._guided()] if r != name]
         return names[0] if names and name in self.runs.index[self._guided()] else None
 
     def _guided(self) -> pd.Series:
-        return (self.runs[list(GUIDED)].astype(str) != "0").any(axis=1)
+        return (self.runs[list(GUIDED)] != 0).any(axis=1)
 
     def section_hash(self, *sections: str) -> str:
         """Hash of config sections: what a rule passes as a param, so that a changed key reruns only what reads it."""
@@ -88,30 +93,44 @@ class Study:
                 raise StudyError(f"{self.source}: data.{other} starts at seed {start}, inside data.{use}, which ends at {end}; uses must not share seeds")
         if self["depth"]["near"] >= self["depth"]["far"]:
             raise StudyError(f"{self.source}: depth.near is {self['depth']['near']} and depth.far {self['depth']['far']}, expected near < far (metres)")
-        blocks = decoder_block_count(self._architecture())
+        self._check_sizes()
+        blocks = decoder_block_count(self.unet_architecture())
         for head in ("strong", "weak"):
             wrong = [b for b in self["heads"][head] if not 0 <= b < blocks]
             if wrong:
                 raise StudyError(f"{self.source}: heads.{head} names decoder blocks {wrong}; this U-Net has blocks 0 to {blocks - 1}")
         counts, available = list(self["heads"]["labels"]), self["data"]["labels"][1]
+        if wrong := [c for c in counts if not isinstance(c, int) or c < 1]:
+            raise StudyError(f"{self.source}: heads.labels has the label counts {wrong}, expected whole numbers from 1")
         if max(counts) > available:
             raise StudyError(f"{self.source}: heads.labels asks for {max(counts)} labelled images; data.labels has {available}")
         if self["heads"]["guide"] not in counts:
             raise StudyError(f"{self.source}: heads.guide is {self['heads']['guide']}, expected one of heads.labels {counts}")
-        for key, values in [("heads.validation_t", self["heads"]["validation_t"]), ("figures.trajectory_t", self["figures"]["trajectory_t"])]:
-            if wrong := [t for t in values if not 0 <= t < 1000]:
-                raise StudyError(f"{self.source}: {key} has {wrong}, expected timesteps 0 to 999")
 
-    def _architecture(self) -> dict:
+    def _check_sizes(self) -> None:
+        """Refuse pictures that a network cannot halve as often as it does, or that are not the pretrained U-Net's."""
+        size, unet = self["domain"]["size"], self.unet_architecture()
+        if unet.get("sample_size", size) != size:
+            raise StudyError(f"{self.source}: domain.size is {size}, expected {unet['sample_size']}, the image size of unet.path {self['unet']['path']}")
+        networks = [("unet", unet, size), *((name, self[name]["architecture"], size) for name in ("judge", "downstream"))]
+        networks += [("prior", self["prior"]["architecture"], side) for side in self["prior"]["resolutions"]]
+        for name, architecture, side in networks:
+            if side % (stride := 2 ** (len(architecture["block_out_channels"]) - 1)):
+                raise StudyError(f"{self.source}: {name} works at {side} pixels, expected a multiple of {stride}: it has {architecture['block_out_channels']}")
+
+    def unet_architecture(self) -> dict:
         """Of the pretrained U-Net where it is there to be asked, else the config's."""
         path = self["unet"]["path"]
         described = [Path(path) / "unet" / "config.json", Path(path) / "config.json"] if path else []
         for file in described:
             if file.is_file():
                 try:
-                    return json.loads(file.read_text())
+                    architecture = json.loads(file.read_text())
                 except ValueError as error:
                     raise StudyError(f"{file}: not readable as JSON: {error}") from None
+                if not isinstance(architecture, dict) or not {"block_out_channels", "layers_per_block"} <= architecture.keys():
+                    raise StudyError(f"{file}: not the config of a UNet2DModel: it has no block_out_channels or layers_per_block")
+                return architecture
         return self["unet"]["architecture"]
 
     @cache  # noqa: B019 one study lives as long as its process
@@ -120,10 +139,29 @@ class Study:
         path = Path(self["unet"]["path"])
         if not path.exists():
             raise StudyError(f"{self.source}: unet.path is {path}, which does not exist; null trains the U-Net in the study (snakemake pretrain)")
-        for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] * (path.suffix == ".safetensors"):
+        files = self._weight_files()
+        if not files:
+            raise StudyError(f"{self.source}: unet.path is {path}, a folder without weights (*.safetensors or *.bin)")
+        for file in [f for f in files if f.suffix == ".safetensors"]:
             size, expected = file.stat().st_size, _safetensors_size(file)
             if size != expected:
-                raise StudyError(f"{file}: {size} bytes, expected {expected}: the file is damaged; fetch it again (git checkout -- {file})")
+                wanted = "the header of a safetensors file" if expected is None else expected
+                raise StudyError(f"{file}: {size} bytes, expected {wanted}: the file is damaged; fetch it again (git checkout -- {file})")
+
+    def _weight_files(self) -> list[Path]:
+        path = Path(self["unet"]["path"])
+        return sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".bin")) if path.is_dir() else [path]
+
+    @cache  # noqa: B019
+    def weights_hash(self) -> str:
+        """Tells pretrained weights apart by size and both ends: a change inside a folder leaves the folder's own date alone."""
+        parts = []
+        for file in self._weight_files() if self["unet"]["path"] else []:
+            with open(file, "rb") as stream:
+                size, head = file.stat().st_size, stream.read(1 << 20)
+                stream.seek(max(0, size - (1 << 20)))
+                parts.append((file.name, size, hashlib.sha256(head + stream.read()).hexdigest()))
+        return _digest(json.dumps(parts))
 
     def _read_runs(self) -> pd.DataFrame:
         path = Path(self["runs"])
@@ -131,19 +169,23 @@ class Study:
             raise StudyError(f"{self.source}: runs is {path}, which does not exist")
         try:
             sheet = pd.read_csv(path, sep="\t", comment="#", dtype=str, keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
             raise StudyError(f"{path}: not a table of tab-separated values: {' '.join(str(error).split())}") from None
         rows = []
         for line, row in enumerate(sheet.to_dict("records"), 2):
-            row = {k: _number(v) for k, v in row.items()}
+            row = {k: v if k in ("run", "tables") else _number(v) for k, v in row.items()}
             _validate(row, "runs.schema.yaml", f"{path}: row {row.get('run', line)!r}")
             rows.append(row)
+        if not rows:
+            raise StudyError(f"{path}: no rows, expected at least one run")
         names = [r["run"] for r in rows]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise StudyError(f"{path}: the run names {twice} appear more than once")
         for row in rows:
             self._check_run(path, row)
-        return pd.DataFrame(rows).set_index("run")
+        self._check_best(path, rows)
+        # Of objects: a column of floats would turn the whole numbers of other rows, and their hashes, into others.
+        return pd.DataFrame(rows, dtype=object).set_index("run")
 
     def _check_run(self, path: Path, row: dict) -> None:
         where = f"{path}: row {row['run']!r}"
@@ -153,10 +195,46 @@ class Study:
             raise StudyError(f"{where}: heads is {row['heads']}, expected 'guide' or a label count of heads.labels {list(self['heads']['labels'])}")
         if row["sampler"] == "ddpm" and row["eta"] != 0:
             raise StudyError(f"{where}: eta is {row['eta']} for ddpm, expected 0 (eta is DDIM's)")
+        if row["sampler"] == "ddim" and (row["steps"] < 2 or len(range(0, 1000, -(-1000 // row["steps"]))) != row["steps"]):
+            raise StudyError(f"{where}: steps is {row['steps']} for ddim, expected a number that an integer stride over 1000 timesteps takes, such as 25")
         for key in ("tau", "window"):
             low, high = span(row[key])
             if not low <= high < 1000:
                 raise StudyError(f"{where}: {key} is {row[key]!r}, expected one timestep or low-high within 0 to 999")
+
+    def _check_best(self, path: Path, rows: list[dict]) -> None:
+        """A weight `best` needs a sweep of its kind, of fixed weights and on other seeds."""
+        sweep = [row for row in rows if in_sweep(row["tables"])]
+        for row in (r for r in rows if "best" in (r["w_dc"], r["w_dp"])):
+            where, kind = f"{path}: row {row['run']!r}", guidance_kind(row)
+            if row in sweep:
+                raise StudyError(f"{where}: a weight is 'best' in a row of fig8, expected numbers: the rows of fig8 find the best")
+            if kind not in map(guidance_kind, sweep):
+                raise StudyError(f"{where}: a weight is 'best', but no row of fig8 has guidance {kind} alone to find it")
+            if shared := [r["run"] for r in sweep if max(r["first_seed"], row["first_seed"]) < min(r["first_seed"] + r["n"], row["first_seed"] + row["n"])]:
+                raise StudyError(f"{where}: its weights are found by {shared[0]!r}, which has some of the same seeds; rows of fig8 need seeds of their own")
+
+    def _check_named_runs(self) -> None:
+        """The config names runs of the sheet."""
+        figures, sources = self["figures"], self["downstream"]["sources"]
+        named = [(f"figures.{key}", figures[key]) for key in ("unguided", "guided")] + [("figures.runs", name) for name in figures["runs"]]
+        for key, name in named + [(f"downstream.sources.{source}", name) for source, name in sources.items()]:
+            if name not in self.runs.index:
+                raise StudyError(f"{self.source}: {key} is {name!r}, expected a run of {self['runs']}: {', '.join(self.runs.index)}")
+        first, second = (self.runs.loc[figures[key]] for key in ("unguided", "guided"))
+        shared = min(first.first_seed + first.n, second.first_seed + second.n) - max(first.first_seed, second.first_seed)
+        if shared < figures["seeds"]:
+            raise StudyError(f"{self.source}: figures.seeds is {figures['seeds']}, but {first.name} and {second.name} share {max(0, shared)} seeds")
+
+
+def in_sweep(tables: str) -> bool:
+    """Whether a run is one of those that find the best weights."""
+    return "fig8" in tables.split(",")
+
+
+def guidance_kind(run: dict) -> str:
+    """ "dcg", "dpg" or "dcg+dpg": which weights of a run are not zero; "" for an unguided one."""
+    return "+".join(name for name, key in zip(("dcg", "dpg"), GUIDED, strict=True) if run[key] != 0)
 
 
 def span(text) -> tuple[int, int]:
@@ -176,18 +254,18 @@ def _safetensors_size(file: Path) -> int | None:
         try:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(min(length, 1 << 27)))
-        except ValueError:
+            return 8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, LookupError, TypeError, AttributeError):
             return None
-    return 8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
 
 
 def _number(text: str):
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    """A finite number, whole ones as int (25.0 is 25); other text as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return text if not math.isfinite(number) else int(number) if number.is_integer() else number
 
 
 @cache

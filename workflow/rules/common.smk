@@ -45,9 +45,14 @@ def stamp(stage, *sections):
     return f"{code_hash('stages.' + stage)}-{STUDY.section_hash(*sections)}"
 
 
+def unet_stamp(stage, *sections):
+    """Stamp of a rule that reads the U-Net."""
+    return f"{stamp(stage, *sections)}-{STUDY.weights_hash()}"
+
+
 def run_stamp(wildcards):
     """A run depends on its own row of the sheet, not on the others."""
-    return f"{stamp('sampling', 'sampling', 'depth', 'heads')}-{STUDY.run_hash(wildcards.run)}"
+    return f"{unet_stamp('sampling', 'sampling', 'depth', 'heads')}-{STUDY.run_hash(wildcards.run)}"
 
 
 def dag(stage):
@@ -58,7 +63,7 @@ def dag(stage):
 
 def measured(*tables):
     """Runs that any of these tables asks for."""
-    return [r for r in RUNS.index if set(str(RUNS.tables[r]).split(",")) & set(tables)]
+    return [r for r in RUNS.index if set(RUNS.tables[r].split(",")) & set(tables)]
 
 
 SWEEP = measured("fig8")

@@ -18,7 +18,7 @@ rule describe:
         gpu=1,
     params:
         command=dag("describe"),
-        stamp=stamp("evaluation", "evaluation", "sampling", "depth"),
+        stamp=lambda w: unet_stamp("evaluation", "evaluation", "sampling", "depth"),
     shell:
         "{params.command} --pictures {input.pictures} --unet {input.unet} --heads {input.heads} --judge {input.judge} --out {output.described} 2> {log}"
 

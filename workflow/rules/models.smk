@@ -37,7 +37,7 @@ rule features:
         # The heads that guide are compared with heads on every single block, so their images keep every block.
         blocks=lambda w: "all" if int(w.labels) == config["heads"]["guide"] else "heads",
         levels=lambda w: {str(k): v for k, v in config["heads"]["labels"].items()}[w.labels],
-        stamp=stamp("models", "heads", "sampling"),
+        stamp=lambda w: unet_stamp("models", "heads", "sampling"),
     shell:
         "{params.command} --unet {input.unet} --data {input.data} --levels {params.levels}"
         " --blocks {params.blocks} --count {wildcards.labels} --out {output.rows} 2> {log}"
@@ -60,7 +60,7 @@ rule validation_features:
     params:
         command=dag("features"),
         images=config["data"]["validation"][1],
-        stamp=stamp("models", "heads", "sampling"),
+        stamp=lambda w: unet_stamp("models", "heads", "sampling"),
     shell:
         "{params.command} --unet {input.unet} --data {input.data} --levels validation --blocks all --count {params.images} --out {output.rows} 2> {log}"
 

@@ -17,7 +17,7 @@ def table(name):
 
 def block_resolutions():
     """Pixels along a side of each decoder block's output: the last block of a level includes the upsampler to the next."""
-    architecture, size = config["unet"]["architecture"], config["domain"]["size"]
+    architecture, size = STUDY.unet_architecture(), config["domain"]["size"]
     levels = len(architecture["block_out_channels"])
     sides = [size >> level for level in reversed(range(levels))]
     return [side for at, side in enumerate(sides) for side in [side] * architecture["layers_per_block"] + [sides[min(at + 1, levels - 1)]]]

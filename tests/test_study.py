@@ -1,0 +1,107 @@
+"""What a config or run sheet may not say, and what a run depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dag.stages.study import Study, StudyError
+
+ROOT = Path(__file__).parent.parent
+HEADER, *ROWS = [line.split("\t") for line in (ROOT / "config" / "runs" / "smoke.tsv").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def study(**changes) -> Study:
+    """The smoke study with other values at keys like figures__seeds."""
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        section = config
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return Study(config, "smoke.yaml")
+
+
+def with_sheet(folder: Path, run: str = "", without: str = "", **cells) -> Study:
+    """The smoke study with other cells in one row of its sheet, or without a row."""
+    rows = [[cells.get(key, cell) if row[0] == run else cell for key, cell in zip(HEADER, row, strict=True)] for row in ROWS if row[0] != without]
+    path = folder / "runs.tsv"
+    path.write_text("\n".join("\t".join(row) for row in [HEADER, *rows]) + "\n")
+    return study(runs=str(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"figures__guided": "none"}, ["figures.guided", "'none'", "baseline"]),
+        ({"figures__runs": ["baseline", "none"]}, ["figures.runs", "'none'"]),
+        ({"figures__seeds": 40}, ["figures.seeds", "40", "16"]),
+        ({"downstream__sources": {"dag": "none"}}, ["downstream.sources.dag", "'none'"]),
+        ({"downstream__sources": {"reference": "both"}}, ["downstream.sources", "reference"]),
+        ({"heads__labels": {"10": 8}}, ["heads.labels", "'10'"]),
+        ({"domain__size": 20}, ["unet", "20", "multiple of 16"]),
+        ({"prior__resolutions": [8, 10]}, ["prior", "10", "multiple of 4"]),
+        ({"heads__validation_t": [1000]}, ["heads.validation_t", "1000"]),
+    ],
+)
+def test_a_config_that_cannot_run_is_refused(changes, expected):
+    with pytest.raises(StudyError) as error:
+        study(**changes)
+    assert all(part in str(error.value) for part in ["smoke.yaml", *expected])
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        ({"run": "dpg", "tau": "-5"}, ["'dpg'", "tau", "-5"]),
+        ({"run": "dpg", "window": "500-100"}, ["'dpg'", "window", "500-100"]),
+        ({"run": "dpg", "w_dp": "nan"}, ["'dpg'", "w_dp", "nan"]),
+        ({"run": "dpg", "steps": "60"}, ["'dpg'", "steps", "60"]),
+        ({"run": "dpg", "tables": "tabel1"}, ["'dpg'", "tables", "tabel1"]),
+        ({"run": "sweep_dc30", "w_dc": "best"}, ["'sweep_dc30'", "best", "fig8"]),
+        ({"without": "sweep_dc30"}, ["'dcg'", "best", "fig8"]),
+        ({"run": "dpg", "first_seed": "10000"}, ["'dpg'", "sweep_baseline", "seeds"]),
+    ],
+)
+def test_a_run_that_cannot_run_is_refused(tmp_path, edit, expected):
+    with pytest.raises(StudyError) as error:
+        with_sheet(tmp_path, **edit)
+    assert all(part in str(error.value) for part in ["runs.tsv", *expected])
+
+
+def test_a_row_does_not_change_with_another(tmp_path):
+    """A fraction in one row must not turn the zeros of other rows, which say that a run is unguided, into floats."""
+    plain = study()
+    changed = with_sheet(tmp_path, "sweep_dc30", w_dc="0.5", n="16.0")
+    assert changed.run("sweep_dc30")["n"] == 16
+    assert all(changed.run_hash(run) == plain.run_hash(run) for run in plain.runs.index if run != "sweep_dc30")
+    assert changed.baseline_of("dpg") == "baseline"
+    assert changed.baseline_of("sweep_dc30") == "sweep_baseline"
+    assert changed.baseline_of("baseline") is None
+
+
+def test_an_unknown_run_is_named():
+    with pytest.raises(StudyError, match="no run 'none'; there are baseline"):
+        study().run("none")
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(StudyError, match="folder without weights"):
+        study(unet__path=str(tmp_path)).check_weights()
+
+
+def test_weights_are_known_by_their_content(tmp_path):
+    weights, hashes = tmp_path / "unet.safetensors", []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        hashes.append(study(unet__path=str(tmp_path)).weights_hash())
+    assert hashes[0] == hashes[2] != hashes[1]
