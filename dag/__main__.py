@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = vars(_stage_parser(name, function).parse_args(argv[1:]))
         study = Study.load(options.pop("config"))
         threads = options.pop("threads")
+        # A stage that imports torch later reads the variable.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
         function(study, **{k: v for k, v in options.items() if v is not None})

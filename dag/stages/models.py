@@ -198,10 +198,10 @@ def heads(study: Study, *, kind: str, data: Path, features: Path, validation: Pa
     depth = coding(study).encode(torch.from_numpy(labels))[:, None]
     names = {"strong": study["heads"]["strong"], "weak": study["heads"]["weak"]} if kind == "pair" else {f"block{b}": [b] for b in stored.channels}
     sizes = {k: study["heads"][k] for k in ("width", "layers", "time_width")}
-    torch.manual_seed(_HEADS)
+    recipe = Recipe(**study["heads"]["training"])
+    torch.manual_seed(_HEADS + recipe.seed)
     network = build_heads(names, stored.channels, **sizes)
     used = {b for blocks in names.values() for b in blocks}
-    recipe = Recipe(**study["heads"]["training"])
 
     def batch(step: int) -> tuple:
         rows = pick(step, len(stored.t), recipe.batch_size)

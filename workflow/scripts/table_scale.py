@@ -32,9 +32,9 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, best: set[str]) -> Table:
 
 
 def _disjoint(runs: pd.DataFrame, frame: pd.DataFrame) -> str:
-    """Say so when the weights were chosen on other seeds than Table 1 is measured on."""
-    table1 = _seeds(run_rows.select(runs, "table1"))
-    return "" if table1 & _seeds(frame) else " None of these seeds is used in Table 1."
+    """Say so when the weights were chosen on other seeds than the other tables are measured on."""
+    others = runs[~runs["run"].isin(frame["run"])]
+    return "" if others.empty or _seeds(others) & _seeds(frame) else " No other run uses these seeds."
 
 
 def _seeds(frame: pd.DataFrame) -> set[int]:
