@@ -29,6 +29,11 @@ class PixelLayer(nn.Module):
     def forward(self, z: Tensor, embedding: Tensor) -> Tensor:
         return self.norm(F.silu(z)) + self.time(embedding)[:, :, None, None]
 
+    def affine(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """In eval mode, scale (width,) and offset (b, width) with which forward is scale * SiLU(z) + offset."""
+        scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
+        return scale, self.time(embedding) + (self.norm.bias - self.norm.running_mean * scale)
+
 
 class DepthHead(nn.Module):
     """A per-pixel MLP over the features of some decoder blocks.
@@ -63,20 +68,40 @@ class DepthHead(nn.Module):
 
     def forward(self, features: dict[int, Tensor], t: Tensor, size: int) -> Tensor:
         """Coded depth (b, 1, size, size) from features {block: (b, c, h, w)} at t (b,). Raises KeyError on a missing block."""
+        z = self._first_layer(features, size)
+        embedding = time_embedding(t, self.time_width, dtype=z.dtype)
+        linears = [*self.hidden, self.out]
+        if not self.training:
+            return self._folded(z, embedding, linears)
+        for layer, linear in zip(self.layers, linears, strict=True):
+            z = linear(layer(z, embedding))
+        return z
+
+    def _first_layer(self, features: dict[int, Tensor], size: int) -> Tensor:
+        """sum_k up(W_k f_k) + b, (b, width, size, size)."""
         by_resolution = defaultdict(list)
-        for block, conv in self.first.items():
-            # Features may come in half precision; the head computes in its own.
-            feature = features[int(block)].to(conv.weight.dtype)
-            by_resolution[feature.shape[-2:]].append(conv(feature))
-        z = self.bias[:, None, None]
+        # Bilinear weights add up to 1, so the bias may come before the upsampling, with the first block.
+        for (block, conv), bias in zip(self.first.items(), [self.bias, *[None] * len(self.first)], strict=False):
+            # Features may come in half precision; the head computes in its own. With channels last, a pixel's numbers lie together:
+            # upsampling is then some 15 and a 1x1 convolution 5 times as fast on a CPU.
+            feature = features[int(block)].to(conv.weight.dtype, memory_format=torch.channels_last)
+            by_resolution[feature.shape[-2:]].append(F.conv2d(feature, conv.weight, bias))
+        z = None
         for projected in by_resolution.values():
             total = sum(projected[1:], projected[0])
-            z = z + (total if total.shape[-2:] == (size, size) else F.interpolate(total, size=(size, size), mode="bilinear", align_corners=False))
-        embedding = time_embedding(t, self.time_width, dtype=z.dtype)
-        h = self.layers[0](z, embedding)
-        for linear, layer in zip(self.hidden, self.layers[1:], strict=True):
-            h = layer(linear(h), embedding)
-        return self.out(h)
+            if total.shape[-2:] != (size, size):
+                total = F.interpolate(total, size=(size, size), mode="bilinear", align_corners=False)
+            z = total if z is None else z.add_(total)
+        return z
+
+    def _folded(self, z: Tensor, embedding: Tensor, linears: list[nn.Conv2d]) -> Tensor:
+        """The layers in eval mode, where norm and time are h = scale * silu(z) + offset and the next Linear takes both into its own:
+        W h + c = (W scale) silu(z) + (W offset + c). Nothing but silu, one product and one addition is left per pixel."""
+        for layer, linear in zip(self.layers, linears, strict=True):
+            scale, offset = layer.affine(embedding)
+            constant = F.linear(offset, linear.weight.flatten(1), linear.bias)
+            z = F.conv2d(F.silu(z), linear.weight * scale[:, None, None]).add_(constant[:, :, None, None])
+        return z
 
 
 def build_heads(blocks: dict[str, Iterable[int]], channels: dict[int, int], **sizes) -> nn.ModuleDict:
