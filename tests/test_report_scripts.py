@@ -281,7 +281,7 @@ def test_prior_table_is_ordered_by_resolution_under_its_baseline(tables):
 def test_scale_table_marks_the_best_of_each_sweep_and_its_own_seeds(tables):
     table = tables["fig8_scale"]
     assert table.frame.groupby("sweep")["best"].apply(lambda marks: (marks == "best").sum()).to_dict() == {"baseline": 0, "both": 1, "w_dc": 1, "w_dp": 1}
-    assert "None of these seeds is used in Table 1" in table.footnote
+    assert "No other run uses these seeds." in table.footnote
 
 
 def test_downstream_table_takes_its_interval_over_trainings(tables, study):
