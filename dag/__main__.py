@@ -21,8 +21,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 STAGES = {
     "prepare": "data",
-    "pretrain": "models",
-    "snapshot": "models",
+    "pretrain": "pretraining",
+    "snapshot": "pretraining",
     "features": "models",
     "heads": "models",
     "prior": "models",

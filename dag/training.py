@@ -87,16 +87,23 @@ class Ema:
                 self.weights[key].copy_(value)
 
 
-def fit(model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Recipe, *, state: Path, log: Path, name: str = "training") -> nn.Module:
+class OtherState(ValueError):
+    """A saved state that belongs to another recipe, other data or another network."""
+
+
+def fit(
+    model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Recipe, *, state: Path, log: Path, name: str = "training", data: str = ""
+) -> nn.Module:
     """Train `model` and return it with its averaged weights, in eval mode.
 
     batch(step) returns the data of a step (this process's share of it); it runs in a background thread, one step ahead.
     loss(model, data, generator) returns a scalar, the mean over that share. state: file for exact resume, written aside
     and renamed every `recipe.save_every` steps; it is removed by the caller once the result is safe. While training goes on, the
     state before lies beside it as `<state>.previous`, and takes over from one that is torn. log: JSONL, one line per logged step.
+    data: what the batches are made of, as any text; a state that was saved with another is not gone on from.
     With recipe.processes > 1 the default process group must exist, of that size; gradients are averaged over it.
-    Raises FloatingPointError when the loss or its gradient is not finite, ValueError when the state belongs to another recipe or network,
-    or is torn without one before it.
+    Raises FloatingPointError when the loss or its gradient is not finite, OtherState (a ValueError) when the state belongs to another recipe,
+    data or network, ValueError when it is torn without one before it.
     """
     rank = dist.get_rank() if recipe.processes > 1 else 0
     if recipe.processes > 1 and dist.get_world_size() != recipe.processes:
@@ -106,17 +113,17 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Re
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     model.train()
     ema = Ema(model, recipe.ema)
-    first, history = _resume(state, recipe, model, ema, optimiser), []
+    first, history = _resume(state, recipe, data, model, ema, optimiser)
     bar = tqdm(total=recipe.steps, initial=first, desc=name, unit="step", disable=rank > 0 or not sys.stderr.isatty(), mininterval=1)
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(batch, first) if first < recipe.steps else None
         for step in range(first, recipe.steps):
-            data = ahead.result()
+            share = ahead.result()
             ahead = pool.submit(batch, step + 1) if step + 1 < recipe.steps else None
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step)
             with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                value = loss(model, data, generator(recipe.seed, step, rank))
+                value = loss(model, share, generator(recipe.seed, step, rank))
             value.backward()
             mean = _average_over_processes(parameters, value.detach(), recipe.processes)
             if not math.isfinite(mean):
@@ -136,7 +143,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Re
                     bar.set_postfix(loss=f"{sum(history) / len(history):.4f}")
                     history = []
                 if (step + 1) % recipe.save_every == 0 or last:
-                    _save(state, recipe, step + 1, model, ema, optimiser)
+                    _save(state, {"recipe": asdict(recipe), "data": data, "step": step + 1, "history": history}, model, ema, optimiser)
     bar.close()
     model.load_state_dict(ema.weights)
     return model.eval()
@@ -161,38 +168,41 @@ def _append(log: Path, row: dict) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _save(path: Path, recipe: Recipe, step: int, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
-    aside = path.with_suffix(".tmp")
+def _save(path: Path, facts: dict, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
+    aside, last = path.with_suffix(".tmp"), facts["step"] == facts["recipe"]["steps"]
     with open(aside, "wb") as file:
-        torch.save({"recipe": asdict(recipe), "step": step, "model": model.state_dict(), "ema": ema.weights, "optimiser": optimiser.state_dict()}, file)
+        torch.save({**facts, "model": model.state_dict(), "ema": ema.weights, "optimiser": optimiser.state_dict()}, file)
         file.flush()
         os.fsync(file.fileno())
     # Copied, not renamed: `path` is there at every moment, and whoever finds it missing may take the training for a new one.
-    if step < recipe.steps and path.exists():
+    if not last and path.exists():
         shutil.copyfile(path, _previous(path))
     os.replace(aside, path)
-    if step == recipe.steps:
+    if last:
         _previous(path).unlink(missing_ok=True)
 
 
-def _resume(path: Path, recipe: Recipe, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> int:
+def _resume(path: Path, recipe: Recipe, data: str, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> tuple[int, list[float]]:
+    """The step to go on from, and the losses since the last line of the log."""
     if not path.exists():
         _previous(path).unlink(missing_ok=True)  # of another training
-        return 0
+        return 0, []
     saved, ours = _read_state(path), asdict(recipe)
     changed = {k: (saved["recipe"].get(k), v) for k, v in ours.items() if saved["recipe"].get(k) != v and k != "save_every"}
     if changed:
         detail = ", ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in changed.items())
-        raise ValueError(f"{path}: saved by another recipe ({detail}); remove the file to start again")
+        raise OtherState(f"{path}: saved by another recipe ({detail}); remove the file to start again")
+    if saved.get("data", data) != data:
+        raise OtherState(f"{path}: saved with other data ({saved['data']}, not {data}); remove the file to start again")
     theirs, shapes = ({k: tuple(v.shape) for k, v in state.items()} for state in (saved["model"], model.state_dict()))
     if theirs != shapes:
         key = next(k for k in [*shapes, *theirs] if theirs.get(k) != shapes.get(k))
-        raise ValueError(f"{path}: saved by another network ({key} was {theirs.get(key)}, is {shapes.get(key)}); remove the file to start again")
+        raise OtherState(f"{path}: saved by another network ({key} was {theirs.get(key)}, is {shapes.get(key)}); remove the file to start again")
     model.load_state_dict(saved["model"])
     for key, value in ema.weights.items():
         value.copy_(saved["ema"][key])
     optimiser.load_state_dict(saved["optimiser"])
-    return saved["step"]
+    return saved["step"], saved.get("history", [])
 
 
 def _previous(path: Path) -> Path:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dag.diffusion import Diffusion
-from dag.training import Ema, Recipe, denoising_loss, fit, generator, in_processes
+from dag.training import Ema, OtherState, Recipe, denoising_loss, fit, generator, in_processes
 
 RECIPE = Recipe(steps=12, batch_size=4, learning_rate=1e-2, warmup=3, weight_decay=0.01, ema=0.9, seed=3, save_every=4)
 
@@ -207,6 +207,28 @@ def test_state_of_another_network_is_refused(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"saved by another network \(4\.weight was None, is \(1, 1, 1, 1\)\)"):
         train(tmp_path, model=make_model().append(nn.Conv2d(1, 1, 1)))
+
+
+def test_state_saved_with_other_data_is_refused_by_fit_and_dropped_by_a_stage(tmp_path, whole):
+    from dag.stages import models
+
+    def run(function, text: str, data=batch) -> nn.Module:
+        torch.manual_seed(0)
+        return function(make_model(), loss, data, RECIPE, text)
+
+    def by_fit(model, loss, data, recipe, text):
+        return fit(model, loss, data, recipe, state=tmp_path / "net.state.pt", log=tmp_path / "net.log.jsonl", data=text)
+
+    def by_stage(model, loss, data, recipe, text):
+        return models.train(model, loss, data, recipe, tmp_path / "net.safetensors", text)
+
+    with pytest.raises(Killed):
+        run(by_stage, "first", killed_at(9))
+    with pytest.raises(OtherState, match=r"net\.state\.pt: saved with other data \(first, not second\); remove the file to start again"):
+        run(by_fit, "second")
+    with pytest.warns(UserWarning, match="starting again"):
+        again = run(by_stage, "second")
+    assert same(again, whole)
 
 
 # ---- torn states

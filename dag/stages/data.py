@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dag.stages.study import Study, write_provenance, writing
+from dag.stages.artefacts import write_provenance, writing
+from dag.stages.study import Study
 
 
 def prepare(study: Study, *, use: str, out: Path) -> None:

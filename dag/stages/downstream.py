@@ -12,10 +12,11 @@ import torch
 from dag.data.images import to_tensor
 from dag.estimators import DepthUNet, depth_loss, estimate
 from dag.metrics.depth_errors import DepthProtocol
+from dag.stages.artefacts import write_csv, write_provenance
 from dag.stages.data import read
-from dag.stages.models import coding, pick
-from dag.stages.study import Study, write_csv, write_provenance
-from dag.training import Recipe, fit
+from dag.stages.models import coding, contents, finished, pick, train
+from dag.stages.study import Study
+from dag.training import Recipe
 
 ALIGNMENTS = ("none", "median", "scale_shift")
 
@@ -45,24 +46,20 @@ def downstream(study: Study, *, source: str, pictures: Path, test: Path, out: Pa
     write_csv(pd.DataFrame(rows), out)
     write_provenance(out, study, started, source=source, labels=section["labels"] if judged else "exact")
     for seed in range(section["seeds"]):
-        _state(out, seed).unlink(missing_ok=True)
+        finished(_of_seed(out, seed))
 
 
-def _state(out: Path, seed: int) -> Path:
-    return out.parent / f"{out.stem}-{seed}.state.pt"
+def _of_seed(out: Path, seed: int) -> Path:
+    return out.with_stem(f"{out.stem}-{seed}")
 
 
 def _train(study: Study, images: torch.Tensor, depth: torch.Tensor, seed: int, out: Path) -> torch.nn.Module:
     recipe = Recipe(**{**study["downstream"]["training"], "seed": seed})
     torch.manual_seed(seed)
     network = DepthUNet({"sample_size": images.shape[-1], **study["downstream"]["architecture"]})
-    out.parent.mkdir(parents=True, exist_ok=True)
-    log = out.parent / f"{out.stem}-{seed}.log.jsonl"
-    if not _state(out, seed).exists():
-        log.unlink(missing_ok=True)
 
     def batch(step: int) -> tuple:
         rows = pick(step * study["downstream"]["seeds"] + seed, len(images), recipe.batch_size)
         return images[rows], depth[rows]
 
-    return fit(network, depth_loss, batch, recipe, state=_state(out, seed), log=log, name=f"{out.stem} {seed}")
+    return train(network, depth_loss, batch, recipe, _of_seed(out, seed), contents(images, depth))

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dag.stages.artefacts import write_csv, write_provenance, writing
 from dag.stages.data import read
-from dag.stages.study import Study, write_csv, write_provenance, writing
+from dag.stages.study import Study
 
 
 def load_judge(path: Path):

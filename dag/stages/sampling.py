@@ -15,7 +15,8 @@ from dag.diffusion import Diffusion, respace
 from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
 from dag.heads import build_heads
 from dag.sampling import SampleRNG, guidance_strength, sample_ddim, sample_ddpm
-from dag.stages.study import Study, guidance_kind, span, write_provenance, writing
+from dag.stages.artefacts import write_provenance, writing
+from dag.stages.study import Study, guidance_kind, span
 from dag.weights import load_module_file, load_unet
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import math
-import os
-import platform
-import resource
-import tempfile
-import time
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-PACKAGE = Path(__file__).resolve().parents[1]
+from dag.stages.artefacts import PACKAGE, digest, writing
+
 SCHEMAS = PACKAGE.parent / "workflow" / "schemas"
 GUIDED = ("w_dc", "w_dp")
 
@@ -71,19 +65,30 @@ class Study:
         return (self.runs[list(GUIDED)] != 0).any(axis=1)
 
     def section_hash(self, *sections: str) -> str:
-        """Hash of config sections: what a rule passes as a param, so that a changed key reruns only what reads it."""
-        return _digest(json.dumps({s: self.config[s] for s in sections}, sort_keys=True, default=str))
+        """Hash of config sections or dotted keys: what a rule passes as a param, so that a changed key reruns only what reads it."""
+        return digest(json.dumps({s: self._at(s) for s in sections}, sort_keys=True, default=str))
+
+    def _at(self, dotted: str):
+        value = self.config
+        for key in dotted.split("."):
+            value = value[key]
+        return value
 
     def run_hash(self, name: str) -> str:
-        """Hash of one row of the run sheet."""
-        return _digest(json.dumps(self.run(name), sort_keys=True, default=str))
+        """Hash of one row of the run sheet; which tables show the run changes none of its samples."""
+        return digest(json.dumps({k: v for k, v in self.run(name).items() if k != "tables"}, sort_keys=True, default=str))
 
-    def save(self, path: str | Path) -> None:
-        """Write the resolved config for the stages to read; an equal file is left as it is."""
-        text = "# Written by the workflow: the config of this study as it was resolved.\n" + yaml.safe_dump(self.config, sort_keys=False)
-        if not Path(path).is_file() or Path(path).read_text() != text:
-            with writing(path) as aside:
-                aside.write_text(text)
+    def save(self) -> None:
+        """Write the config as it was resolved, and the run sheet, for the stages to read: later edits do not reach a study under way."""
+        sheet, config = self.root / "runs.tsv", self.saved_config
+        with writing(sheet) as aside:
+            self.runs.to_csv(aside, sep="\t")
+        with writing(config) as aside:
+            aside.write_text(yaml.safe_dump({**self.config, "runs": str(sheet)}, sort_keys=False))
+
+    @property
+    def saved_config(self) -> Path:
+        return self.root / "config.yaml"
 
     def _validate_config(self) -> None:
         _validate(self.config, "config.schema.yaml", self.source)
@@ -161,7 +166,7 @@ class Study:
                 size, head = file.stat().st_size, stream.read(1 << 20)
                 stream.seek(max(0, size - (1 << 20)))
                 parts.append((file.name, size, hashlib.sha256(head + stream.read()).hexdigest()))
-        return _digest(json.dumps(parts))
+        return digest(json.dumps(parts))
 
     def _read_runs(self) -> pd.DataFrame:
         path = Path(self["runs"])
@@ -283,80 +288,3 @@ def _validate(value: dict, schema: str, where: str) -> None:
     if error is not None:
         key = ".".join(str(p) for p in error.absolute_path) or "top level"
         raise StudyError(f"{where}: {key}: {error.message}")
-
-
-# What an artefact depends on ----------------------------------------------------------------------------------------
-
-
-@cache
-def code_hash(*modules: str) -> str:
-    """Content hash of the named modules of dag ("stages.sampling") and of everything they import from dag."""
-    seen: dict[str, str] = {}
-    queue = [f"dag.{m}" for m in modules]
-    while queue:
-        module = queue.pop()
-        path = _module_file(module)
-        if path is None or str(path) in seen:
-            continue
-        text = path.read_text()
-        seen[str(path)] = _digest(text)
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dag"):
-                queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                queue += [alias.name for alias in node.names if alias.name.startswith("dag.")]
-    # This file plans the study and shapes no number.
-    seen.pop(str(Path(__file__).resolve()), None)
-    return _digest(json.dumps(sorted(seen.values())))
-
-
-def _module_file(module: str) -> Path | None:
-    path = PACKAGE.parent / Path(*module.split("."))
-    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# Writing ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def writing(path: str | Path):
-    """Yields a path beside the wanted one and renames it there at the end: nothing half-written is ever taken for whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    try:
-        yield Path(aside)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
-def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
-    """A table of results; floats with enough digits to be equal bit for bit after float32."""
-    with writing(path) as aside:
-        frame.to_csv(aside, index=False, float_format="%.9g")
-
-
-def write_provenance(out: str | Path, study: Study, started: float, **facts) -> None:
-    """What made an artefact, beside it as <name>.json: config, versions, seconds, peak memory, and the stage's own facts."""
-    from importlib.metadata import version
-
-    record = {
-        "made": Path(out).name,
-        "study": study["study"],
-        "config": study.section_hash(*study.config),
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "numpy")}},
-        "machine": platform.machine(),
-        "seconds": round(time.time() - started, 2),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        **facts,
-    }
-    with writing(Path(out).with_suffix(".json")) as aside:
-        aside.write_text(json.dumps(record, indent=1, default=str) + "\n")

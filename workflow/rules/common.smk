@@ -5,7 +5,8 @@ import sys
 
 sys.path.insert(0, workflow.basedir)
 
-from dag.stages.study import Study, StudyError, code_hash
+from dag.stages.artefacts import code_hash
+from dag.stages.study import Study, StudyError
 
 try:
     STUDY = Study(config, os.fspath(workflow.configfiles[-1]) if workflow.configfiles else "config")
@@ -16,10 +17,13 @@ except StudyError as error:
 RESULTS = str(STUDY.root)
 RUNS = STUDY.runs
 
-# A stage reads the config as Snakemake resolved it (several files, --config). It is rewritten only when it changed, and what
-# a rule depends on is its `params.stamp`, not this file: a changed key reruns only the rules that read it.
-CONFIG = f"{RESULTS}/config.yaml"
-STUDY.save(CONFIG)
+# A stage reads the config as Snakemake resolved it (several files, --config). What a rule depends on is its `params.stamp`, not this
+# file: a changed key reruns only the rules that read it.
+CONFIG = str(STUDY.saved_config)
+
+
+onstart:
+    STUDY.save()
 
 
 wildcard_constraints:
@@ -52,7 +56,7 @@ def unet_stamp(stage, *sections):
 
 def run_stamp(wildcards):
     """A run depends on its own row of the sheet, not on the others."""
-    return f"{unet_stamp('sampling', 'sampling', 'depth', 'heads')}-{STUDY.run_hash(wildcards.run)}"
+    return f"{unet_stamp('sampling', 'sampling')}-{STUDY.run_hash(wildcards.run)}"
 
 
 def dag(stage):

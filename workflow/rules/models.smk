@@ -13,7 +13,7 @@ rule train_unet:
         gpu=1,
     params:
         command=dag("pretrain"),
-        stamp=f"{stamp('models', 'domain', 'unet')}-{config['data']['unet']}",
+        stamp=f"{stamp('pretraining', 'domain', 'unet')}-{config['data']['unet']}",
     shell:
         "{params.command} --out {output} 2> {log}"
 
@@ -37,7 +37,7 @@ rule features:
         # The heads that guide are compared with heads on every single block, so their images keep every block.
         blocks=lambda w: "all" if int(w.labels) == config["heads"]["guide"] else "heads",
         levels=lambda w: {str(k): v for k, v in config["heads"]["labels"].items()}[w.labels],
-        stamp=lambda w: unet_stamp("models", "heads", "sampling"),
+        stamp=lambda w: unet_stamp("models", "heads.strong", "heads.weak", "sampling.batch_size"),
     shell:
         "{params.command} --unet {input.unet} --data {input.data} --levels {params.levels}"
         " --blocks {params.blocks} --count {wildcards.labels} --out {output.rows} 2> {log}"
@@ -60,7 +60,7 @@ rule validation_features:
     params:
         command=dag("features"),
         images=config["data"]["validation"][1],
-        stamp=lambda w: unet_stamp("models", "heads", "sampling"),
+        stamp=lambda w: unet_stamp("models", "heads.validation_t", "sampling.batch_size"),
     shell:
         "{params.command} --unet {input.unet} --data {input.data} --levels validation --blocks all --count {params.images} --out {output.rows} 2> {log}"
 
@@ -86,7 +86,7 @@ rule heads:
     params:
         command=dag("heads"),
         kind=lambda w: "blocks" if w.heads == "blocks" else "pair",
-        stamp=stamp("models", "heads", "depth"),
+        stamp=stamp("models", "depth", *(f"heads.{key}" for key in ("strong", "weak", "width", "layers", "time_width", "training"))),
     shell:
         "{params.command} --kind {params.kind} --data {input.data} --features {input.features}"
         " --validation {input.validation} --validation-features {input.validation_features}"

@@ -2,7 +2,7 @@
 import hashlib
 from pathlib import Path
 
-from dag.stages.study import code_hash
+from dag.stages.artefacts import code_hash
 
 
 def look(*modules):

@@ -1,0 +1,90 @@
+"""Artefacts of a study: what they depend on, how they are written whole or not at all, and what made them. Knows no torch."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def digest(text: str) -> str:
+    """A short content hash."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code_hash(*modules: str) -> str:
+    """Content hash of the named modules of dag ("stages.sampling") and of everything they import from dag."""
+    seen: dict[str, str] = {}
+    queue = [f"dag.{m}" for m in modules]
+    while queue:
+        module = queue.pop()
+        path = _module_file(module)
+        if path is None or str(path) in seen:
+            continue
+        text = path.read_text()
+        seen[str(path)] = digest(text)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dag"):
+                queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                queue += [alias.name for alias in node.names if alias.name.startswith("dag.")]
+    # The study's own module plans and checks; what it hands to stages, sections and rows, has hashes of its own.
+    seen.pop(str(PACKAGE / "stages" / "study.py"), None)
+    return digest(json.dumps(sorted(seen.values())))
+
+
+def _module_file(module: str) -> Path | None:
+    path = PACKAGE.parent / Path(*module.split("."))
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """Yields a path beside the wanted one and renames it there at the end: nothing half-written is ever taken for whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One name for every try: what a killed job left is overwritten by the next.
+    aside = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
+    """A table of results; floats with enough digits to be equal bit for bit after float32."""
+    with writing(path) as aside:
+        frame.to_csv(aside, index=False, float_format="%.9g")
+
+
+def write_provenance(out: str | Path, study, started: float, **facts) -> None:
+    """What made an artefact, beside it as <name>.json: config, versions, seconds, peak memory, and the stage's own facts."""
+    from importlib.metadata import version
+
+    record = {
+        "made": Path(out).name,
+        "study": study["study"],
+        "config": study.section_hash(*study.config),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "numpy")}},
+        "machine": platform.machine(),
+        "seconds": round(time.time() - started, 2),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **facts,
+    }
+    with writing(Path(out).with_suffix(".json")) as aside:
+        aside.write_text(json.dumps(record, indent=1, default=str) + "\n")

@@ -1,0 +1,111 @@
+"""Stages pretrain and snapshot: the diffusion U-Net that the study takes as given, trained from nothing on drawn scenes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dag.data.images import to_tensor
+from dag.diffusion import Diffusion
+from dag.stages.artefacts import write_csv, write_provenance, writing
+from dag.stages.data import draw
+from dag.stages.models import saved_beside
+from dag.stages.study import Study
+from dag.training import Recipe, denoising_loss, fit, in_processes
+
+
+def pretrain(study: Study, *, out: Path) -> None:
+    """Train the study's U-Net on drawn scenes, each seen once, and write it as a diffusers folder with its model card.
+
+    Processes share every batch, each on one thread; a killed training goes on from its saved state with the same bits.
+    """
+    recipe = Recipe(**study["unet"]["training"])
+    needed, available = recipe.steps * recipe.batch_size, study["data"]["unet"][1]
+    if needed > available:
+        raise ValueError(f"unet.training draws {needed} scenes (steps x batch_size); data.unet has {available}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    in_processes(_pretrain, recipe.processes, study, recipe, out)
+
+
+def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path) -> None:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    from dag.weights import save_unet
+
+    started, size, first = time.time(), study["domain"]["size"], study["data"]["unet"][0]
+    kind, diffusion, share = study["unet"]["prediction_type"], Diffusion(), recipe.batch_size // recipe.processes
+    torch.manual_seed(recipe.seed)
+    network = UNet2DModel(sample_size=size, in_channels=3, out_channels=3, **study["unet"]["architecture"])
+
+    def batch(step: int) -> torch.Tensor:
+        start = first + step * recipe.batch_size + rank * share
+        return to_tensor(draw(study, np.arange(start, start + share))[0])
+
+    state, log = saved_beside(out)
+    if rank == 0 and not state.exists():
+        log.unlink(missing_ok=True)
+    # A state of another config is refused, not dropped: it may hold hours of work.
+    fit(network, denoising_loss(diffusion, kind), batch, recipe, state=state, log=log, name=out.stem, data=f"{study['domain']['name']} from seed {first}")
+    if rank == 0:
+        save_unet(network, out, prediction_type=kind, diffusion=diffusion)
+        write_model_card(study, recipe, out, log, recipe.steps)
+        write_provenance(out, study, started, parameters=sum(p.numel() for p in network.parameters()))
+        state.unlink(missing_ok=True)
+
+
+def snapshot(study: Study, *, state: Path, log: Path, out: Path) -> None:
+    """Write the averaged weights of a U-Net whose training is still going on, to look at or to work with before it is done."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    from dag.weights import check_state, save_unet
+
+    recipe, saved = Recipe(**study["unet"]["training"]), torch.load(state, map_location="cpu", weights_only=True)
+    network = UNet2DModel(sample_size=study["domain"]["size"], in_channels=3, out_channels=3, **study["unet"]["architecture"])
+    check_state(network, saved["ema"], state)
+    network.load_state_dict(saved["ema"])
+    save_unet(network, out, prediction_type=study["unet"]["prediction_type"], diffusion=Diffusion())
+    write_model_card(study, recipe, out, log, saved["step"])
+
+
+def write_model_card(study: Study, recipe: Recipe, out: Path, log: Path, steps: int) -> None:
+    """README.md (the model card) and training.csv (the loss curve) beside the weights. steps: how many were made."""
+    from dag.weights import sha256
+
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    # A resumed training logs the steps since its last state again: the last line of a step counts.
+    curve = pd.DataFrame({row["step"]: row for row in lines if row["step"] <= steps}.values()).sort_values("step")
+    done = steps == recipe.steps
+    progress = f"{steps:,} steps" if done else f"a snapshot after {steps:,} of {recipe.steps:,} steps"
+    command = "`snakemake --cores all pretrain`" + ("" if done else ", from whose saved state `dag snapshot` wrote this")
+    write_csv(curve[["step", "loss", "learning_rate"]], out / "training.csv")
+    weights = out / "unet" / "diffusion_pytorch_model.safetensors"
+    size, name = study["domain"]["size"], study["domain"]["name"]
+    unet, tail = study["unet"], curve.loss.tail(10).mean()
+    facts = {
+        "data": f"{steps * recipe.batch_size:,} drawn scenes of the domain `{name}`, seeds {study['data']['unet'][0]} on, each seen once",
+        "architecture": "UNet2DModel: " + ", ".join(f"{key} {value}" for key, value in unet["architecture"].items()),
+        "prediction type": f"{unet['prediction_type']}; T = 1000, linear betas 1e-4..0.02",
+        "training": f"{progress} of {recipe.batch_size}, AdamW, learning rate {recipe.learning_rate:g} with warm-up over {recipe.warmup} steps and "
+        f"cosine decay, EMA {recipe.ema}, {recipe.precision}, seed {recipe.seed}, {recipe.processes} processes",
+        "loss": f"{curve.loss.iloc[0]:.4f} at step {curve.step.iloc[0]}, {tail:.4f} in the last ten lines of `training.csv`, the loss curve",
+        "weights": f"fp16 safetensors, SHA-256 `{sha256(weights)}`",
+        "made by": command,
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    card = f"""# {name} {size}x{size}: the small study's pretrained diffusion U-Net
+
+An unconditional pixel-space U-Net in the layout of diffusers: `DDIMPipeline.from_pretrained` reads this folder.
+
+| | |
+|---|---|
+{table}
+
+Meant for studying guidance on a small machine: its rooms are drawn, not photographed.
+"""
+    with writing(out / "README.md") as aside:
+        aside.write_text(card)
