@@ -29,12 +29,15 @@ def draw(study: Study, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return images, depth
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file. Raises ValueError naming a file that is missing or not whole."""
+def read(path: Path, *needed: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file. Raises ValueError naming a file that is missing, not whole, or without an array that is needed."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            arrays = dict(file)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; run the stage that makes it first") from None
     except Exception as error:  # zipfile and numpy raise many kinds for a torn file
         raise ValueError(f"{path}: not a whole .npz file ({error})") from None
+    if missing := sorted(set(needed) - arrays.keys()):
+        raise ValueError(f"{path}: has no {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
+    return arrays

@@ -29,9 +29,9 @@ def downstream(study: Study, *, source: str, pictures: Path, test: Path, out: Pa
     """
     started = time.time()
     section, code = study["downstream"], coding(study)
-    images = read(pictures)["images"]
-    labels = read(judged)[section["labels"]] if judged else read(pictures)["depth"]
-    truth = read(test)
+    images = read(pictures, "images")["images"]
+    labels = read(judged, section["labels"])[section["labels"]] if judged else read(pictures, "depth")["depth"]
+    truth = read(test, "images", "depth", "ids")
     rows = []
     for seed in range(section["seeds"] if source != "constant" else 1):
         if source == "constant":

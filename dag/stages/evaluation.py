@@ -15,12 +15,15 @@ from dag.stages.study import Study
 
 
 def load_judge(path: Path):
-    """The depth judge, frozen."""
+    """The depth judge, frozen. Raises ValueError naming a file that holds something else."""
     from dag.estimators import DepthUNet
-    from dag.weights import load_module_file
+    from dag.weights import check_state, load_module_file
 
     state, config = load_module_file(path)
+    if set(config) != {"architecture"}:
+        raise ValueError(f"{path}: no depth judge; the stage `judge` writes it")
     network = DepthUNet(config["architecture"])
+    check_state(network, state, path)
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
@@ -39,7 +42,7 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     from dag.stages.sampling import load_heads, predictor, read_depth
 
     started = time.time()
-    arrays = read(pictures)
+    arrays = read(pictures, "images")
     images, seeds = arrays["images"], arrays["seeds" if "seeds" in arrays else "ids"]
     judged = estimate(load_judge(judge), images, coding(study))
     plain, diffusion, _ = predictor(unet)

@@ -85,7 +85,7 @@ def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: str, 
 
     network, meta = load_unet(unet)
     diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
-    arrays = read(data)
+    arrays = read(data, "images", "ids")
     x_start, ids = to_tensor(arrays["images"][:count]), arrays["ids"][:count]
     shapes = feature_shapes(network, x_start.shape[-1])
     if blocks == "heads":
@@ -121,7 +121,7 @@ def heads(study: Study, *, kind: str, data: Path, features: Path, validation: Pa
     from dag.weights import save_module
 
     started = time.time()
-    stored, labels = FeatureFile(features), read(data)["depth"]
+    stored, labels = FeatureFile(features), read(data, "depth")["depth"]
     depth = coding(study).encode(torch.from_numpy(labels))[:, None]
     names = {"strong": study["heads"]["strong"], "weak": study["heads"]["weak"]} if kind == "pair" else {f"block{b}": [b] for b in stored.channels}
     sizes = {k: study["heads"][k] for k in ("width", "layers", "time_width")}
@@ -174,7 +174,7 @@ def prior(study: Study, *, resolution: int, data: Path, out: Path) -> None:
     from dag.weights import save_unet
 
     started = time.time()
-    depth = coding(study).encode(torch.from_numpy(read(data)["depth"]))[:, None]
+    depth = coding(study).encode(torch.from_numpy(read(data, "depth")["depth"]))[:, None]
     depth = F.interpolate(depth, size=(resolution, resolution), mode="area")
     recipe = Recipe(**study["prior"]["training"])
     torch.manual_seed(recipe.seed)
@@ -194,7 +194,7 @@ def judge(study: Study, *, data: Path, out: Path) -> None:
     started = time.time()
     recipe, architecture = Recipe(**study["judge"]["training"]), {"sample_size": study["domain"]["size"], **study["judge"]["architecture"]}
     torch.manual_seed(recipe.seed)
-    network, arrays = DepthUNet(architecture), read(data)
+    network, arrays = DepthUNet(architecture), read(data, "images", "depth")
     images, depth = to_tensor(arrays["images"]), coding(study).encode(torch.from_numpy(arrays["depth"]))[:, None]
 
     def batch(step: int) -> tuple:

@@ -17,7 +17,7 @@ from dag.heads import build_heads
 from dag.sampling import SampleRNG, guidance_strength, sample_ddim, sample_ddpm
 from dag.stages.artefacts import write_provenance, writing
 from dag.stages.study import Study, guidance_kind, span
-from dag.weights import load_module_file, load_unet
+from dag.weights import check_state, load_module_file, load_unet
 
 
 def predictor(unet: Path) -> tuple[UNetPredictor, Diffusion, int]:
@@ -28,9 +28,12 @@ def predictor(unet: Path) -> tuple[UNetPredictor, Diffusion, int]:
 
 
 def load_heads(path: Path) -> torch.nn.ModuleDict:
-    """Heads written by the stage `heads`, frozen, batch norm in eval mode."""
+    """Heads written by the stage `heads`, frozen, batch norm in eval mode. Raises ValueError naming a file that holds something else."""
     state, config = load_module_file(path)
+    if not {"blocks", "channels", "sizes"} <= config.keys():
+        raise ValueError(f"{path}: no depth heads; the stage `heads` writes them")
     network = build_heads(config["blocks"], {int(b): c for b, c in config["channels"].items()}, **config["sizes"])
+    check_state(network, state, path)
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
