@@ -393,6 +393,7 @@ import pandas as pd
 sys.path.insert(0, "{root}")
 configfile: "{root}/config/rooms.yaml"
 RESULTS = "results"
+STUDY = type("Study", (), {{"unet_architecture": lambda self: config["unet"]["architecture"]}})()
 RUNS = pd.read_csv("results/metrics/runs.csv", index_col="run", keep_default_na=False)
 
 
