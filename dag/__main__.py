@@ -6,6 +6,7 @@ The options of a stage are the keyword arguments of its function.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import inspect
 import os
@@ -37,6 +38,19 @@ STAGES = {
 }
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees instead of handing it back to the system at once.
+
+    Tensors of a few MB come and go thousands of times; by default glibc gives their pages back each time and the kernel clears new
+    ones for the next, which costs a guided step 15 % of its CPU time. Elsewhere than on glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        mallopt(trim_threshold, 512 * 2**20)
+        mallopt(mmap_threshold, 32 * 2**20)  # the most that every version of glibc takes
+
+
 def stage(name: str) -> Callable:
     return getattr(importlib.import_module(f"dag.stages.{STAGES[name]}"), name)
 
@@ -66,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = top.parse_args(argv[:1] or ["--help"]).stage
     from dag.stages.study import Study
 
+    keep_freed_memory()
     try:
         function = stage(name)
         options = vars(_stage_parser(name, function).parse_args(argv[1:]))

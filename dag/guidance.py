@@ -82,15 +82,25 @@ class Prior:
 class UNetPredictor:
     """A U-Net as `predict(x_t, t, rng) -> Prediction`, whatever it was trained to predict.
 
-    precision: "fp32" or "bf16" (autocast of the U-Net alone). checkpoint: recompute activations in the backward pass to save memory.
-    Raises ValueError on an unknown prediction_type or precision.
+    precision: "fp32" or "bf16" (autocast of the U-Net alone). channels_last: lay the U-Net's weights out (in place) so that its
+    convolutions compute with a pixel's channels side by side: the same numbers to rounding, faster on most machines. checkpoint: recompute
+    activations in the backward pass to save memory. Raises ValueError on an unknown prediction_type or precision.
     """
 
-    def __init__(self, unet, diffusion: Diffusion, prediction_type: str = "epsilon", precision: str = "fp32", checkpoint: bool = False):
+    def __init__(
+        self,
+        unet,
+        diffusion: Diffusion,
+        prediction_type: str = "epsilon",
+        precision: str = "fp32",
+        channels_last: bool = False,
+        checkpoint: bool = False,
+    ):
         for key, value, known in (("prediction_type", prediction_type, PREDICTION_TYPES), ("precision", precision, PRECISIONS)):
             if value not in known:
                 raise ValueError(f"{key} is {value!r}, expected one of {known}")
-        self.unet, self.diffusion, self.prediction_type = unet, diffusion, prediction_type
+        self.unet = unet.to(memory_format=torch.channels_last) if channels_last else unet
+        self.diffusion, self.prediction_type = diffusion, prediction_type
         self.precision, self.checkpoint = precision, checkpoint
 
     @torch.no_grad()

@@ -51,9 +51,9 @@ class NaiveHead(nn.Module):
     def forward(self, features: dict[int, Tensor], t: Tensor, size: int) -> Tensor:
         upsampled = [F.interpolate(features[k], size=(size, size), mode="bilinear", align_corners=False) for k in self.blocks]
         h = self.first(torch.cat(upsampled, 1).movedim(1, -1))
-        index = torch.arange(self.head.time_width // 2, dtype=h.dtype)
-        angle = t[:, None].to(h) / 10_000 ** (2 * index / self.head.time_width)
-        embedding = torch.cat([angle.sin(), angle.cos()], 1)
+        index = torch.arange(self.head.time_width // 2, dtype=torch.float64)
+        angle = t[:, None].double() / 10_000 ** (2 * index / self.head.time_width)
+        embedding = torch.cat([angle.sin(), angle.cos()], 1).to(h)
         for number, layer in enumerate(self.head.layers):
             if number:
                 h = F.linear(h, self.head.hidden[number - 1].weight[:, :, 0, 0], self.head.hidden[number - 1].bias)

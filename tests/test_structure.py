@@ -127,8 +127,9 @@ def test_imported_packages_are_declared():
     requirements = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
     declared = {_canonical(re.match(r"[\w.-]+", r)[0]) for r in requirements}
     distributions = packages_distributions()
-    local = {"dag", *(path.stem for path in [*SCRIPTS, *(ROOT / "tests").glob("*.py")])}
-    for path in [*FILES.values(), *SCRIPTS, *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+    programs = [*SCRIPTS, *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    local = {"dag", *(path.stem for path in programs)}
+    for path in [*FILES.values(), *programs]:
         for name in _top_level(_imports(ast.walk(ast.parse(path.read_text())))) - sys.stdlib_module_names - local:
             # A package of the extra `paper` need not be installed; then its name is the distribution's.
             owners = {_canonical(d) for d in distributions.get(name, [name])}

@@ -1,0 +1,359 @@
+"""The guided step beside the unguided and the naive one, in one run: time, memory, exactness, and where a whole trajectory spends its time.
+
+python benchmarks/guided_step.py [--quick] [--write docs/performance.md]; --quick leaves out 256x256 and most of the trajectory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, and the naive step, which is the tests' oracle
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
+import yaml  # noqa: E402
+from diffusers import UNet2DModel  # noqa: E402
+from naive import NaiveGuidance, NaiveHead, hooked_forward, naive_eps  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from trajectory import Profile, profile_trajectory  # noqa: E402
+
+from dag.__main__ import keep_freed_memory  # noqa: E402
+from dag.diffusion import Diffusion, Prediction  # noqa: E402
+from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor  # noqa: E402
+from dag.heads import build_heads  # noqa: E402
+from dag.sampling import SampleRNG  # noqa: E402
+from dag.unet import decoder_blocks, feature_shapes  # noqa: E402
+from dag.weights import load_unet  # noqa: E402
+
+STUDY = yaml.safe_load((ROOT / "config" / "rooms.yaml").read_text())
+BLOCKS = {name: STUDY["heads"][name] for name in ("strong", "weak")}
+WEIGHTS, TAU = {"w_dc": 100.0, "w_dp": 100.0}, (300, 300)
+DIFFUSION = Diffusion()
+
+# google/ddpm-church-256: 114 million parameters, attention of one head at the fifth level.
+CHURCH = {
+    "block_out_channels": (128, 128, 256, 256, 512, 512),
+    "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
+    "layers_per_block": 2,
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "norm_eps": 1e-6,
+}
+
+Step = Callable[[Tensor, Tensor, SampleRNG], Prediction | None]
+
+
+@dataclass
+class Domain:
+    """What a step is made of: U-Net, heads of random weights, and a random prior at half the image's side. All of it is the same in every process."""
+
+    unet: UNet2DModel
+    kind: str
+    heads: nn.ModuleDict
+    prior: UNet2DModel
+    size: int
+
+
+def _random_unet(size: int, channels: int, architecture: dict) -> UNet2DModel:
+    return UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **architecture).eval().requires_grad_(False)
+
+
+def domain(name: str) -> Domain:
+    """ "rooms": the default study's sizes and its shipped U-Net, if there is one. "church": 256x256, random weights."""
+    torch.manual_seed(0)
+    shipped = ROOT / "models" / "rooms32"
+    if name == "rooms" and shipped.exists():
+        unet, meta = load_unet(shipped)
+        kind, size = meta["prediction_type"], unet.config.sample_size
+    elif name == "rooms":
+        size, kind = STUDY["domain"]["size"], STUDY["unet"]["prediction_type"]
+        unet = _random_unet(size, 3, STUDY["unet"]["architecture"])
+    else:
+        size, kind = 256, "epsilon"
+        unet = _random_unet(size, 3, CHURCH)
+    sizes = {key: STUDY["heads"][key] for key in ("width", "layers", "time_width")}
+    heads = build_heads(BLOCKS, {b.index: b.channels for b in decoder_blocks(unet)}, **sizes)
+    for norm in (m for m in heads.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+    prior = _random_unet(size // 2, 1, STUDY["prior"]["architecture"])
+    return Domain(unet, kind, heads.eval().requires_grad_(False), prior, size)
+
+
+def _prior_eps(d: Domain, channels_last: bool) -> Callable:
+    return UNetPredictor(d.prior, DIFFUSION, "v_prediction", channels_last=channels_last).eps
+
+
+def unguided(d: Domain, precision: str = "fp32") -> Step:
+    return UNetPredictor(d.unet, DIFFUSION, d.kind, precision=precision, channels_last=True)
+
+
+def guided(d: Domain, precision: str = "fp32") -> Step:
+    prior = Prior(WEIGHTS["w_dp"], _prior_eps(d, channels_last=True), DIFFUSION, d.size // 2, TAU)
+    return DepthGuidance(unguided(d, precision), d.heads, [Consistency(WEIGHTS["w_dc"]), prior])
+
+
+def naive(d: Domain) -> Step:
+    """As one would first write it, with networks as they are loaded: not frozen, and in PyTorch's own memory layout."""
+    for network in (d.unet, d.prior):
+        network.requires_grad_()
+    heads = {name: NaiveHead(head) for name, head in d.heads.items()}
+    prior = partial(naive_eps, d.prior, DIFFUSION, "v_prediction")
+    return NaiveGuidance(d.unet, DIFFUSION, d.kind, heads, **WEIGHTS, prior=prior, resolution=d.size // 2, tau=TAU)
+
+
+def limit(d: Domain, ours: bool) -> Step:
+    """What no implementation can leave out: a forward pass of the U-Net, a gradient of a sum over its deepest tap, the prior's both.
+
+    Of diffusers' own forward pass on the model as it is loaded, or of `ours`: frozen, in the layout that our guided step uses.
+    """
+    deepest = max(b for blocks in BLOCKS.values() for b in blocks)
+    predictor, prior = UNetPredictor(d.unet, DIFFUSION, d.kind, channels_last=ours), _prior_eps(d, channels_last=ours)
+
+    def step(x_t: Tensor, t: Tensor, rng: SampleRNG) -> None:
+        depth = torch.zeros(len(x_t), 1, d.size // 2, d.size // 2, requires_grad=True)
+        with torch.enable_grad():
+            x = x_t.clone().requires_grad_()
+            features = predictor.taps(x, t, (deepest,), with_grad=True)[1] if ours else hooked_forward(d.unet, x, t, (deepest,))[1]
+            torch.autograd.grad(features[deepest].sum(), x)
+            torch.autograd.grad(prior(depth, t).sum(), depth)
+
+    return step
+
+
+def head_alone(d: Domain, form: Callable[[nn.Module], nn.Module]) -> Step:
+    """Forward and backward of the strong head on random features of one image, to every feature."""
+    head = form(d.heads["strong"])
+    torch.manual_seed(1)
+    features = {k: torch.randn(1, *shape).requires_grad_() for k, shape in feature_shapes(d.unet, d.size).items() if k in BLOCKS["strong"]}
+
+    def step(x_t: Tensor, t: Tensor, rng: SampleRNG) -> None:
+        torch.autograd.grad(head(features, t, x_t.shape[-1]).sum(), list(features.values()))
+
+    return step
+
+
+STEPS: dict[str, Callable[[Domain], Step]] = {
+    "unguided": unguided,
+    "bare limit": partial(limit, ours=True),
+    "bare limit, diffusers' forward": partial(limit, ours=False),
+    "guided, ours": guided,
+    "guided, naive": naive,
+    "unguided, bf16": partial(unguided, precision="bf16"),
+    "guided, ours, bf16": partial(guided, precision="bf16"),
+}
+HEADS: dict[str, Callable[[Domain], Step]] = {
+    "head, factorised": partial(head_alone, form=lambda head: head),
+    "head, concatenating": partial(head_alone, form=NaiveHead),
+}
+FP32 = [name for name in STEPS if "bf16" not in name]
+
+
+def inputs(size: int, batch: int) -> tuple[Tensor, Tensor, SampleRNG]:
+    rng = SampleRNG(range(batch))
+    return rng.randn("init", (3, size, size)), torch.full((batch,), 400), rng
+
+
+@dataclass
+class Times:
+    """Medians over rounds in which every step ran once, seconds of one thread, and what each step last returned."""
+
+    cpu: dict[str, float]
+    wall: dict[str, float]
+    predictions: dict[str, Prediction | None]
+
+
+def timed(steps: dict[str, Step], size: int, batch: int, rounds: int, warm_up: int = 1) -> Times:
+    """Steps take turns, so that what else the machine does meets all of them alike."""
+    cpu, wall, predictions = {name: [] for name in steps}, {name: [] for name in steps}, {}
+    for number in range(warm_up + rounds):
+        for name, step in steps.items():
+            x, t, rng = inputs(size, batch)
+            clocks = time.process_time(), time.perf_counter()
+            predictions[name] = step(x, t, rng)
+            if number >= warm_up:
+                cpu[name].append(time.process_time() - clocks[0])
+                wall[name].append(time.perf_counter() - clocks[1])
+    return Times({n: statistics.median(v) for n, v in cpu.items()}, {n: statistics.median(v) for n, v in wall.items()}, predictions)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MiB. (`ru_maxrss` starts at what the parent process held.)"""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def print_extra_memory(name: str, step: str, batch: int) -> None:
+    """What one step needs on top of the loaded networks and an unguided step (of a head: on top of its features), in MiB."""
+    d = domain(name)
+    x, t, rng = inputs(d.size, batch)
+    run = {**STEPS, **HEADS}[step](d)
+    if step in HEADS:
+        run(x[:, :, :16, :16], t, rng)  # loads code, holds next to nothing
+    else:
+        UNetPredictor(d.unet, DIFFUSION, d.kind)(x, t)
+    base = peak_memory()
+    run(x, t, rng)
+    print(peak_memory() - base)
+
+
+def extra_memory(name: str, step: str, batch: int = 1) -> float:
+    command = [sys.executable, __file__, "--memory", name, step, str(batch)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+@dataclass
+class Claim:
+    """One number that has to hold."""
+
+    what: str
+    found: float
+    bound: float
+    at_most: bool
+    digits: int = 2
+
+    def row(self) -> str:
+        holds = self.found <= self.bound if self.at_most else self.found >= self.bound
+        found, bound = f"{self.found:.{self.digits}f}", f"{self.bound:.{self.digits}f}"
+        return f"| {self.what} | {found} | {'at most' if self.at_most else 'at least'} {bound} | {'yes' if holds else 'no'} |"
+
+
+def table(times: Times, memory: dict[str, float], unit: str) -> list[str]:
+    """One row for each step; multiples are of the first one's CPU time."""
+    scale = {"ms": 1e3, "s": 1}[unit]
+    first = next(iter(times.cpu))
+    lines = [f"| step | CPU {unit} | wall {unit} | multiple of '{first}' | extra memory, MiB |", "|---|---|---|---|---|"]
+    for name, cpu in times.cpu.items():
+        extra = f"{memory[name]:.0f}" if name in memory else ""
+        lines.append(f"| {name} | {cpu * scale:.1f} | {times.wall[name] * scale:.1f} | {cpu / times.cpu[first]:.2f} | {extra} |")
+    return [*lines, ""]
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _deviation(p: dict[str, Prediction | None]) -> float:
+    """Largest difference of ours from the naive step, relative to the largest number: eps, gradient and losses."""
+    ours, theirs = p["guided, ours"], p["guided, naive"]
+    losses = [_relative(ours.losses[name], theirs.losses[name]) for name in theirs.losses]
+    return max(_relative(ours.eps, theirs.eps), _relative(ours.grad, theirs.grad), *losses)
+
+
+def small(rounds: int) -> tuple[list[str], list[Claim]]:
+    """32x32."""
+    lines, claims = [], []
+    for batch in (16, 1):
+        steps = {name: STEPS[name](domain("rooms")) for name in FP32}
+        times = timed(steps, STUDY["domain"]["size"], batch, rounds if batch > 1 else 2 * rounds)
+        memory = {name: extra_memory("rooms", name, batch) for name in FP32 if name.startswith("guided")}
+        lines += [f"## 32x32, batch {batch}", "", *table(times, memory, "ms")]
+        claims.append(Claim(f"32x32, batch {batch}: largest relative deviation from the naive step, in 1e-5", 1e5 * _deviation(times.predictions), 1.0, True))
+        if batch > 1:
+            ours, cpu = times.cpu["guided, ours"], times.cpu
+            claims.append(Claim("32x32, batch 16: guided / unguided (or the next line)", ours / cpu["unguided"], 2.1, True))
+            claims.append(Claim("32x32, batch 16: guided / bare limit", ours / cpu["bare limit"], 1.1, True))
+            claims.append(Claim("32x32, batch 16: guided / bare limit of diffusers' forward", ours / cpu["bare limit, diffusers' forward"], 1.1, True))
+            claims.append(Claim("32x32, batch 16: naive / guided", cpu["guided, naive"] / ours, 2.5, False))
+    return lines, claims
+
+
+def large(rounds: int) -> tuple[list[str], list[Claim]]:
+    """256x256, the size of the DDPM church model."""
+    times = timed({name: build(domain("church")) for name, build in STEPS.items()}, 256, 1, rounds, warm_up=0)
+    memory = {name: extra_memory("church", name) for name in STEPS if name.startswith("guided")}
+    cpu, naive_cpu, half = times.cpu, times.cpu["guided, naive"], times.predictions["guided, ours, bf16"].grad
+    cosine = torch.cosine_similarity(half.flatten(), times.predictions["guided, ours"].grad.flatten(), dim=0)
+    lines = ["## 256x256, batch 1", "", *table(times, memory, "s")]
+    claims = [
+        Claim("256x256: largest relative deviation from the naive step, in 1e-5", 1e5 * _deviation(times.predictions), 1.0, True),
+        Claim("256x256: guided / unguided", cpu["guided, ours"] / cpu["unguided"], 1.6, True),
+        Claim("256x256: naive / guided", naive_cpu / cpu["guided, ours"], 3.3, False),
+        Claim("256x256: extra memory of guided / naive", memory["guided, ours"] / memory["guided, naive"], 0.3, True),
+        Claim("256x256: naive in fp32 / guided in bf16", naive_cpu / cpu["guided, ours, bf16"], 7.0, False),
+        Claim("256x256: cosine of the gradients in bf16 and fp32", float(cosine), 0.998, False, digits=4),
+    ]
+    times = timed({name: build(domain("church")) for name, build in HEADS.items()}, 256, 1, 3)
+    memory = {name: extra_memory("church", name) for name in HEADS}
+    ours, concatenating = HEADS
+    lines += ["## One head alone at 256x256, forward and backward", "", *table(times, memory, "ms")]
+    claims.append(Claim("head alone: concatenating / factorised, time", times.cpu[concatenating] / times.cpu[ours], 8.0, False, 1))
+    claims.append(Claim("head alone: concatenating / factorised, memory", memory[concatenating] / memory[ours], 8.0, False, 1))
+    return lines, claims
+
+
+def trajectory(samples: int) -> tuple[list[str], list[Claim]]:
+    """A whole run of guided steps, part by part."""
+    d, batch, steps = domain("rooms"), STUDY["sampling"]["batch_size"], 25
+    profile: Profile = profile_trajectory(guided(d), DIFFUSION, d.size, samples, batch, steps)
+    lines = [f"## A whole trajectory: {samples} rooms, {steps} guided DDIM steps, batches of {batch}", ""]
+    lines += ["| part | CPU s | share, % |", "|---|---|---|"]
+    lines += [f"| {part} | {seconds:.2f} | {100 * seconds / profile.total:.1f} |" for part, seconds in profile.parts.items()]
+    lines += [f"| everything else | {profile.rest:.2f} | {100 * profile.rest / profile.total:.1f} |", f"| all | {profile.total:.2f} | 100.0 |", ""]
+    return lines, [Claim("trajectory: share of U-Net, heads and prior, %", 100 * (1 - profile.rest / profile.total), 90.0, False, 1)]
+
+
+def machine() -> str:
+    name = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{name[1] if name else platform.machine()}, {os.cpu_count()} CPUs; Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def report(lines: list[str], claims: list[Claim]) -> str:
+    shipped = "the shipped U-Net `models/rooms32`" if (ROOT / "models" / "rooms32").exists() else "the shipped U-Net's architecture with random weights"
+    head = f"""# The guided step: time, memory, exactness
+
+Written by `python benchmarks/guided_step.py --write docs/performance.md`, all in one run, on this machine: {machine()}.
+
+One thread. Times are medians of rounds in which all steps take turns. The machine may have had other work, so ratios are of **CPU time**
+of the process, which waiting does not lengthen; wall time stands beside it. Extra memory is the peak of a process of its own that
+takes one step, above its peak after loading the networks and one unguided step. Guided steps have both terms, DCG and DPG, with heads of
+blocks {BLOCKS["strong"]} and {BLOCKS["weak"]} and a prior at half the image's side; heads and prior have random weights. 32x32 is {shipped};
+256x256 is a random U-Net of the size of `google/ddpm-church-256`. fp32 unless a row says bf16 (autocast of the U-Net).
+
+- **naive**: separate forward passes for eps, strong and weak head, upsampled and concatenated features, one gradient for each term,
+  networks not frozen (`tests/naive.py`, the tests' oracle).
+- **bare limit**: one forward pass of the U-Net, one gradient of a sum over the deepest tap to x, one forward and gradient of the prior;
+  with our forward pass and memory layout (channels last), and with diffusers' own forward pass on the network as loaded.
+
+## What is required
+
+| ratio | measured | required | met |
+|---|---|---|---|
+"""
+    return head + "\n".join([*(claim.row() for claim in claims), "", *lines]).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="32x32 only, fewer rounds")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the report to this file too")
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    if arguments.memory:
+        name, step, batch = arguments.memory
+        return print_extra_memory(name, step, int(batch))
+    parts = [small(3), trajectory(16)] if arguments.quick else [small(15), large(2), trajectory(256)]
+    text = report([line for lines, _ in parts for line in lines], [claim for _, claims in parts for claim in claims])
+    print(text)
+    if arguments.write:
+        arguments.write.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
