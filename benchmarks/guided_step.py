@@ -95,16 +95,16 @@ def domain(name: str) -> Domain:
     return Domain(unet, kind, heads.eval().requires_grad_(False), prior, size)
 
 
-def _prior_eps(d: Domain, channels_last: bool) -> Callable:
-    return UNetPredictor(d.prior, DIFFUSION, "v_prediction", channels_last=channels_last).eps
+def _prior_eps(d: Domain, channels_last: bool, precision: str = "fp32") -> Callable:
+    return UNetPredictor(d.prior, DIFFUSION, "v_prediction", precision, channels_last).eps
 
 
 def unguided(d: Domain, precision: str = "fp32") -> Step:
-    return UNetPredictor(d.unet, DIFFUSION, d.kind, precision=precision, channels_last=True)
+    return UNetPredictor(d.unet, DIFFUSION, d.kind, precision, channels_last=True)
 
 
 def guided(d: Domain, precision: str = "fp32") -> Step:
-    prior = Prior(WEIGHTS["w_dp"], _prior_eps(d, channels_last=True), DIFFUSION, d.size // 2, TAU)
+    prior = Prior(WEIGHTS["w_dp"], _prior_eps(d, True, precision), DIFFUSION, d.size // 2, TAU)
     return DepthGuidance(unguided(d, precision), d.heads, [Consistency(WEIGHTS["w_dc"]), prior])
 
 
@@ -244,11 +244,11 @@ def table(times: Times, memory: dict[str, float], unit: str) -> list[str]:
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((found - expected).norm() / expected.norm())
 
 
 def _deviation(p: dict[str, Prediction | None]) -> float:
-    """Largest difference of ours from the naive step, relative to the largest number: eps, gradient and losses."""
+    """How far ours is from the naive step, the norm of the difference over that of the naive: the worst of eps, gradient and losses."""
     ours, theirs = p["guided, ours"], p["guided, naive"]
     losses = [_relative(ours.losses[name], theirs.losses[name]) for name in theirs.losses]
     return max(_relative(ours.eps, theirs.eps), _relative(ours.grad, theirs.grad), *losses)
@@ -262,10 +262,10 @@ def small(rounds: int) -> tuple[list[str], list[Claim]]:
         times = timed(steps, STUDY["domain"]["size"], batch, rounds if batch > 1 else 2 * rounds)
         memory = {name: extra_memory("rooms", name, batch) for name in FP32 if name.startswith("guided")}
         lines += [f"## 32x32, batch {batch}", "", *table(times, memory, "ms")]
-        claims.append(Claim(f"32x32, batch {batch}: largest relative deviation from the naive step, in 1e-5", 1e5 * _deviation(times.predictions), 1.0, True))
+        claims.append(Claim(f"32x32, batch {batch}: relative difference from the naive step, in 1e-5", 1e5 * _deviation(times.predictions), 1.0, True))
         if batch > 1:
             ours, cpu = times.cpu["guided, ours"], times.cpu
-            claims.append(Claim("32x32, batch 16: guided / unguided (or the next line)", ours / cpu["unguided"], 2.1, True))
+            claims.append(Claim("32x32, batch 16: guided / unguided (or one of the next two)", ours / cpu["unguided"], 2.1, True))
             claims.append(Claim("32x32, batch 16: guided / bare limit", ours / cpu["bare limit"], 1.1, True))
             claims.append(Claim("32x32, batch 16: guided / bare limit of diffusers' forward", ours / cpu["bare limit, diffusers' forward"], 1.1, True))
             claims.append(Claim("32x32, batch 16: naive / guided", cpu["guided, naive"] / ours, 2.5, False))
@@ -280,7 +280,7 @@ def large(rounds: int) -> tuple[list[str], list[Claim]]:
     cosine = torch.cosine_similarity(half.flatten(), times.predictions["guided, ours"].grad.flatten(), dim=0)
     lines = ["## 256x256, batch 1", "", *table(times, memory, "s")]
     claims = [
-        Claim("256x256: largest relative deviation from the naive step, in 1e-5", 1e5 * _deviation(times.predictions), 1.0, True),
+        Claim("256x256: relative difference from the naive step, in 1e-5", 1e5 * _deviation(times.predictions), 1.0, True),
         Claim("256x256: guided / unguided", cpu["guided, ours"] / cpu["unguided"], 1.6, True),
         Claim("256x256: naive / guided", naive_cpu / cpu["guided, ours"], 3.3, False),
         Claim("256x256: extra memory of guided / naive", memory["guided, ours"] / memory["guided, naive"], 0.3, True),
@@ -322,12 +322,15 @@ One thread. Times are medians of rounds in which all steps take turns. The machi
 of the process, which waiting does not lengthen; wall time stands beside it. Extra memory is the peak of a process of its own that
 takes one step, above its peak after loading the networks and one unguided step. Guided steps have both terms, DCG and DPG, with heads of
 blocks {BLOCKS["strong"]} and {BLOCKS["weak"]} and a prior at half the image's side; heads and prior have random weights. 32x32 is {shipped};
-256x256 is a random U-Net of the size of `google/ddpm-church-256`. fp32 unless a row says bf16 (autocast of the U-Net).
+256x256 is a random U-Net of the size of `google/ddpm-church-256`. fp32 unless a row says bf16 (autocast of U-Net and prior).
 
 - **naive**: separate forward passes for eps, strong and weak head, upsampled and concatenated features, one gradient for each term,
   networks not frozen (`tests/naive.py`, the tests' oracle).
 - **bare limit**: one forward pass of the U-Net, one gradient of a sum over the deepest tap to x, one forward and gradient of the prior;
-  with our forward pass and memory layout (channels last), and with diffusers' own forward pass on the network as loaded.
+  with our forward pass and memory layout (channels last), and with diffusers' own forward pass on the network as loaded. What a
+  guided step needs above it is the heads: nearly all of that is the arithmetic of two MLPs at every pixel.
+- **relative difference**: norm of the difference over norm of the naive result, the worst of eps, gradient and both losses. In float64 it
+  is below 1e-10 (`tests/test_guidance.py`); what is left here is rounding, of the naive step as of ours.
 
 ## What is required
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -488,6 +489,16 @@ def test_checkpointing_and_bfloat16_keep_the_gradient(single):
     prior = UNetPredictor(single.prior_unet, DIFFUSION, "v_prediction", precision="bf16", checkpoint=True).eps(x[:, :1], T)
     assert prior.dtype == torch.float32
     assert 1e-6 < relative(prior, single.prior(x[:, :1], T)) < 0.05
+
+
+def test_channels_last_changes_nothing_but_rounding(world):
+    x, _ = world.start([5, 6])
+    predictor = UNetPredictor(copy.deepcopy(world.unet), DIFFUSION, world.kind, channels_last=True)
+    assert predictor.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    found = DepthGuidance(predictor, world.heads, world.terms())(x, T, SampleRNG([5, 6]))
+    expected = world.guided()(x, T, SampleRNG([5, 6]))
+    assert relative(found.eps, expected.eps) < 1e-10
+    assert relative(found.grad, expected.grad) < 1e-10
 
 
 # ---- what is refused

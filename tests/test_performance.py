@@ -1,0 +1,49 @@
+"""The benchmark of the guided step runs and finds the exactness and the profile that docs/performance.md reports; freed memory is kept."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_benchmark_of_the_guided_step(tmp_path):
+    """Times depend on the machine, so only what does not is asserted: the same numbers as the naive step, and nothing but the parts costs."""
+    report = tmp_path / "performance.md"
+    command = [sys.executable, str(ROOT / "benchmarks" / "guided_step.py"), "--quick", "--write", str(report)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == report.read_text().strip()
+    claims = dict(re.findall(r"^\| (.*?) \| [\d.]+ \| at (?:most|least) [\d.]+ \| (yes|no) \|$", printed, re.MULTILINE))
+    for what in ("32x32, batch 16: relative difference", "32x32, batch 1: relative difference", "trajectory: share"):
+        assert [met for claim, met in claims.items() if claim.startswith(what)] == ["yes"]
+
+
+PAGE_FAULTS = """
+import resource
+import numpy as np
+from dag.__main__ import keep_freed_memory
+
+def faults():
+    for _ in range(5):
+        arrays = [np.ones(2**19) for _ in range(4)]
+        del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+keep_freed_memory()
+faults()
+before = faults()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told to keep memory")
+def test_freed_memory_is_kept():
+    """Arrays of 4 MiB (1,024 pages each) come and go without new pages."""
+    found = subprocess.run([sys.executable, "-c", PAGE_FAULTS], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert int(found.stdout) < 100
