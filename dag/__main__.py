@@ -34,6 +34,8 @@ STAGES = {
     "measure": "evaluation",
     "scale": "evaluation",
     "runs": "evaluation",
+    "geometry": "evaluation",
+    "known_answers": "known_answers",
     "downstream": "downstream",
 }
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from dag.metrics.distances import Moments, Reference, fd_infinity, frechet_distance, kid, moments, paired_bootstrap, precision_recall
+from dag.metrics.distances import METRICS, Moments, Reference, fd_infinity, frechet_distance, kid, moments, paired_bootstrap, precision_recall
 
 
 def rows(n: int, d: int, seed: int = 0, spread: float = 1.0) -> np.ndarray:
@@ -215,7 +215,42 @@ def test_bootstrap_of_a_study_takes_seconds():
     assert time.process_time() - start < 5
 
 
+ALONE = {
+    "fd": lambda real, x: frechet_distance(*moments(x), *moments(real)),
+    "fd_infinity": lambda real, x: fd_infinity(x, moments(real), seed=0),
+    "kid": lambda real, x: kid(x, real),
+    "precision": lambda real, x: precision_recall(real, x)[0],
+    "recall": lambda real, x: precision_recall(real, x)[1],
+}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_bootstrap_takes_every_metric(metric):
+    real, baseline = rows(150, 4), rows(60, 4, seed=1)
+    features = 0.5 * baseline
+    estimate = paired_bootstrap(real, features, baseline, metric=metric, resamples=20, permutations=19)
+    assert estimate.value == pytest.approx(ALONE[metric](real, features), rel=1e-8)
+    assert estimate.diff == pytest.approx(ALONE[metric](real, features) - ALONE[metric](real, baseline), rel=1e-6, abs=1e-9)
+    assert estimate.diff_low <= estimate.diff <= estimate.diff_high
+    assert 0.05 <= estimate.p <= 1
+    # Half the spread: further off, every image plausible, few of the real ones covered.
+    assert (estimate.diff > 0) == (metric != "recall")
+
+
+def test_bootstrap_without_permutations_has_no_p():
+    estimate = paired_bootstrap(rows(50, 3), rows(20, 3, seed=1), rows(20, 3, seed=2), resamples=5, permutations=0)
+    assert estimate.p is None
+    assert estimate.diff_low <= estimate.diff_high
+
+
 # Refusals
+
+
+def test_unknown_metrics_and_lacking_features_are_refused():
+    with pytest.raises(ValueError, match="metric is 'fid', expected one of fd, fd_infinity, kid"):
+        paired_bootstrap(rows(50, 3), rows(20, 3), metric="fid")
+    with pytest.raises(ValueError, match="kid needs the features"):
+        paired_bootstrap(moments(rows(50, 3)), rows(20, 3), metric="kid")
 
 
 @pytest.mark.parametrize("distance", [kid, precision_recall, lambda a, b: Reference(*moments(a)).distance(b), lambda a, b: paired_bootstrap(moments(a), b)])

@@ -57,7 +57,7 @@ def head_files(root, rng):
 def run_sheet():
     rows = []
 
-    def add(run, sampler, w_dc, w_dp, prior, first_seed, n, tables):
+    def add(run, sampler, w_dc, w_dp, prior, first_seed, n, tables, **changes):
         settings = {
             "run": run,
             "sampler": sampler,
@@ -69,14 +69,25 @@ def run_sheet():
             "tau": 300,
             "prior": prior,
             "heads": "guide",
+            "window": "0-999",
+            "control": "none",
         }
-        cost = {"seconds_per_sample": 0.2 if w_dc == w_dp == 0 else 0.55, "unet_evaluations": 25}
-        rows.append({**settings, "window": "0-999", "n": n, "first_seed": first_seed, "tables": tables, **cost})
+        guided = not w_dc == w_dp == 0
+        cost = {"seconds_per_sample": 0.55 if guided else 0.2, "unet_evaluations": 25, "unet_gradients": 25 * guided, "strength": 0.02 * guided}
+        rows.append({**settings, "n": n, "first_seed": first_seed, "tables": tables, **cost, **changes})
 
-    for run, dc, dp, tables in (("baseline", 0, 0, "table1,table3"), ("dpg", 0, 100, "table1,table3"), ("dcg", 300, 0, "table1"), ("both", 300, 100, "table1")):
+    for run, dc, dp, tables in (
+        ("baseline", 0, 0, "table1,table3,controls"),
+        ("dpg", 0, 100, "table1,table3"),
+        ("dcg", 300, 0, "table1"),
+        ("both", 300, 100, "table1,controls,sensitivity"),
+    ):
         add(run, "ddim", dc, dp, 16, 0, 256, tables)
     add("ddpm_baseline", "ddpm", 0, 0, 16, 0, 256, "table1")
     add("ddpm_both", "ddpm", 300, 100, 16, 0, 256, "table1")
+    add("flipped", "ddim", 300, 100, 16, 0, 256, "controls", control="flipped")
+    add("equal_compute", "ddim", 0, 0, 16, 0, 256, "controls", steps=63, unet_evaluations=63)
+    add("s_mean", "ddim", 300, 100, 16, 0, 256, "sensitivity", rule="mean")
     add("prior8", "ddim", 0, 100, 8, 0, 256, "table3")
     add("prior32", "ddim", 0, 100, 32, 0, 256, "table3")
     grid = [(0, 0), *[(w, 0) for w in (30, 100, 300, 1000)], *[(0, w) for w in (30, 100, 300, 1000)], *[(a, b) for a in (100, 300) for b in (100, 300)]]
@@ -92,7 +103,10 @@ def distance_rows(runs, rng):
         base = {"baseline": "", "both": "baseline", "ddpm_baseline": "", "sweep_0_0": "", "ddpm_both": "ddpm_baseline", "real": ""}
         baseline = base.get(name, "sweep_0_0" if name.startswith("sweep") else "baseline")
         gain = sum(0.25 * np.exp(-((np.log10(w / best)) ** 2)) for w, best in ((run.w_dc, 300), (run.w_dp, 100)) if w) if run else 0.9
-        for metric, level in (("dfid", 170.0), ("fid", 42.0)):
+        levels = {"dfid": 170.0, "dfid_strong": 120.0, "fid": 42.0}
+        if run is None or "table1" in run.tables:
+            levels |= {f"{of}{metric}": 0.5 for of in ("d", "") for metric in ("fd_infinity", "kid", "precision", "recall")}
+        for metric, level in levels.items():
             value = level * (1 - gain) * rng.uniform(0.98, 1.02)
             row = {"run": name, "metric": metric, "extractor": EXTRACTOR, "dims": 40, "n": run.n if run else 256, "baseline": baseline}
             row |= {"value": value, "low": 0.93 * value, "high": 1.08 * value}
@@ -138,6 +152,14 @@ def make_study(root):
             for alignment, factor in (("none", 1), ("median", 0.8), ("scale_shift", 0.7)):
                 rows += depth_rows(rng, level * factor, 20, source=source, seed=seed, alignment=alignment, n_train=256)
         write_csv(root / f"metrics/downstream/{source}.csv", rows)
+    geometry = [
+        {"run": run, "seed": seed, "axis_share": 0.4 + up + rng.normal(0, 0.05), "roughness": 2 - up, "floor_ceiling_degrees": np.nan if seed % 5 == 0 else 4.0}
+        for run, up in (("true depth", 0.3), ("real", 0.2), ("baseline", 0.0), ("both", 0.1))
+        for seed in range(40)
+    ]
+    write_csv(root / "metrics/geometry.csv", geometry)
+    answers = [{"instrument": "dFID", "question": "blur planted in real depth", "found": "0.4 → 1.5", "expected": "each above the one before"}]
+    write_csv(root / "metrics/known_answers.csv", answers)
     picture_files(root)
 
 
@@ -155,11 +177,16 @@ def published():
 def build_all(root):
     """Every table of the study, by name."""
     import table_blocks
+    import table_controls
+    import table_distances
     import table_downstream
+    import table_geometry
     import table_guidance
+    import table_known_answers
     import table_labels
     import table_prior_resolution
     import table_scale
+    import table_sensitivity
 
     runs, distances = pd.read_csv(root / "metrics/runs.csv"), pd.read_csv(root / "metrics/distances.csv")
     labels = pd.concat([pd.read_csv(root / f"metrics/heads/labels{count}.csv") for count in (1, 10, 100, 1000)])
@@ -171,6 +198,11 @@ def build_all(root):
         "table3_prior_resolution": table_prior_resolution.build(runs, distances),
         "fig8_scale": table_scale.build(runs, distances, {"sweep_300_0", "sweep_0_100", "sweep_300_100"}),
         "table4_downstream": table_downstream.build(downstream, published()),
+        "controls": table_controls.build(runs, distances),
+        "sensitivity": table_sensitivity.build(runs, distances),
+        "table1_distances": table_distances.build(runs, distances),
+        "geometry": table_geometry.build(pd.read_csv(root / "metrics/geometry.csv"), {"both": "baseline"}),
+        "known_answers": table_known_answers.build(pd.read_csv(root / "metrics/known_answers.csv")),
     }
 
 
@@ -393,12 +425,16 @@ import pandas as pd
 sys.path.insert(0, "{root}")
 configfile: "{root}/config/rooms.yaml"
 RESULTS = "results"
-STUDY = type("Study", (), {{"unet_architecture": lambda self: config["unet"]["architecture"]}})()
+STUDY = type("Study", (), {{"unet_architecture": lambda self: config["unet"]["architecture"], "baseline_of": lambda self, run: None}})()
 RUNS = pd.read_csv("results/metrics/runs.csv", index_col="run", keep_default_na=False)
 
 
 def measured(*tables):
     return [run for run in RUNS.index if set(RUNS.tables[run].split(",")) & set(tables)]
+
+
+def prior_name(run):
+    return RUNS.prior[run]
 
 
 SWEEP = measured("fig8")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "command": ("dag.__main__",),
     "stages": ("dag.stages",),
-    "ideas": ("dag.guidance", "dag.sampling", "dag.heads", "dag.estimators", "dag.training"),
+    "ideas": ("dag.guidance", "dag.controls", "dag.sampling", "dag.heads", "dag.estimators", "dag.training"),
     "foundations": ("dag.diffusion", "dag.unet", "dag.weights", "dag.guided_diffusion", "dag.data", "dag.metrics"),
     "package": ("dag",),  # __init__.py: the version, which everything may read
 }

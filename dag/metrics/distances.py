@@ -9,13 +9,13 @@ and Z the n centred rows of S1 = Z^T Z / (n - 1), the nonzero eigenvalues of S1 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from dag.metrics.bootstrap import Estimate, bootstrap
+
 _EPS = np.finfo(np.float64).eps
-_KEPT = 0.9  # share of the pairs in a bootstrap resample
 _CHUNK = 4096  # rows turned into float64, or compared with all others, at a time
 
 
@@ -196,10 +196,20 @@ def fd_infinity(fake_features: np.ndarray, real_moments: Reference | tuple[np.nd
     real moments. Raises ValueError like `Reference.distance`, and when n < 8.
     """
     fake_features = _checked(fake_features, "FD-infinity", least=8)
-    reference, rng = _as_reference(real_moments), np.random.default_rng(seed)
-    sizes = np.linspace(len(fake_features) // 4, len(fake_features), points).astype(int)
-    distances = [reference.distance(fake_features[rng.permutation(len(fake_features))[:size]]) for size in sizes]
-    return float(np.polyfit(1 / sizes, distances, 1)[1])
+    reference = _as_reference(real_moments)
+    _same_width(fake_features.shape[1], len(reference.mu), "FD-infinity")
+    return _fd_infinity_of_rows(fake_features, reference, len(fake_features), seed, points)(np.arange(len(fake_features)))
+
+
+def _fd_infinity_of_rows(features: np.ndarray, reference: Reference, size: int, seed: int = 0, points: int = 15) -> Callable[[np.ndarray], float]:
+    """As _frechet_of_rows, for FD-infinity: the subsets are drawn anew, from the same seed, for every set of rows."""
+    distance = _frechet_of_rows(features, reference, max(size, features.shape[1]))
+
+    def extrapolated(rows: np.ndarray) -> float:
+        rng, sizes = np.random.default_rng(seed), np.linspace(len(rows) // 4, len(rows), points).astype(int)
+        return float(np.polyfit(1 / sizes, [distance(rows[rng.permutation(len(rows))[:n]]) for n in sizes], 1)[1])
+
+    return extrapolated
 
 
 def kid(a: np.ndarray, b: np.ndarray) -> float:
@@ -211,14 +221,36 @@ def kid(a: np.ndarray, b: np.ndarray) -> float:
     a, b = _checked(a, "KID").astype(np.float64), _checked(b, "KID").astype(np.float64)
     _same_width(a.shape[1], b.shape[1], "KID")
 
-    def total(x: np.ndarray, y: np.ndarray) -> float:
-        return sum(float(((x[i : i + _CHUNK] @ y.T / x.shape[1] + 1) ** 3).sum()) for i in range(0, len(x), _CHUNK))
+    return _kid_of_rows(a, b)(np.arange(len(a)))
 
-    def within(x: np.ndarray) -> float:
-        diagonal = ((np.square(x).sum(axis=1) / x.shape[1] + 1) ** 3).sum()
-        return float((total(x, x) - diagonal) / (len(x) * (len(x) - 1)))
 
-    return within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b))
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _diagonal(x: np.ndarray) -> np.ndarray:
+    return (np.square(x).sum(axis=1) / x.shape[1] + 1) ** 3
+
+
+def _kid_of_rows(features: np.ndarray, real: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The function that maps row numbers of `features` to the KID of those rows and all rows of `real`."""
+    features, real = features.astype(np.float64), real.astype(np.float64)
+    parts = [real[i : i + _CHUNK] for i in range(0, len(real), _CHUNK)]
+    among_real = (sum(float(_kernel(part, real).sum()) for part in parts) - _diagonal(real).sum()) / (len(real) * (len(real) - 1))
+    to_real = sum(_kernel(features, part).sum(axis=1) for part in parts) / len(real)
+    own = _diagonal(features)
+    # The kernels between all rows are kept only where a resampling can ask for them again and again.
+    kernels = _kernel(features, features) if len(features) <= _CHUNK else None
+
+    def distance(rows: np.ndarray) -> float:
+        n = len(rows)
+        if kernels is not None:
+            total = kernels[np.ix_(rows, rows)].sum()
+        else:
+            total = sum(_kernel(features[rows[i : i + _CHUNK]], features[rows]).sum() for i in range(0, n, _CHUNK))
+        return float((total - own[rows].sum()) / (n * (n - 1)) + among_real - 2 * to_real[rows].mean())
+
+    return distance
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
@@ -229,15 +261,39 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     """
     real, fake = _checked(real, "precision and recall", k + 1).astype(np.float64), _checked(fake, "precision and recall", k + 1).astype(np.float64)
     _same_width(real.shape[1], fake.shape[1], "precision and recall")
+    rows = np.arange(len(fake))
+    return _precision_of_rows(fake, real, k)(rows), _recall_of_rows(fake, real, k)(rows)
+
+
+def _precision_of_rows(features: np.ndarray, real: np.ndarray, k: int = 3) -> Callable[[np.ndarray], float]:
+    """The function that maps row numbers of `features` to the precision of those rows."""
     centre = real.mean(axis=0)  # distances from |x|^2 + |y|^2 - 2 x.y lose fewer digits around the origin
-    return _share_inside(real - centre, fake - centre, k), _share_inside(fake - centre, real - centre, k)
+    inside = _inside(real - centre, features - centre, k)
+    return lambda rows: float(inside[rows].mean())
+
+
+def _recall_of_rows(features: np.ndarray, real: np.ndarray, k: int = 3) -> Callable[[np.ndarray], float]:
+    """The function that maps row numbers of `features` to the recall of those rows: the manifold is that of the rows alone."""
+    centre = real.mean(axis=0)
+    features, real = features - centre, real - centre
+    if len(features) > _CHUNK:
+        return lambda rows: float(_inside(features[rows], real, k).mean())
+    among, to_real = _squared_distances(features, features), _squared_distances(features, real)
+    np.fill_diagonal(among, -1)
+
+    def recall(rows: np.ndarray) -> float:
+        radius = np.partition(among[np.ix_(rows, rows)], k, axis=1)[:, k]
+        return float((to_real[rows] <= radius[:, None]).any(axis=0).mean())
+
+    return recall
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.clip(np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * x @ y.T, 0, None)
 
 
-def _share_inside(centres: np.ndarray, points: np.ndarray, k: int) -> float:
+def _inside(centres: np.ndarray, points: np.ndarray, k: int) -> np.ndarray:
+    """Which points lie within the distance of some centre to its k-th neighbour among the centres."""
     inside = np.zeros(len(points), bool)
     for start in range(0, len(centres), _CHUNK):
         chunk = centres[start : start + _CHUNK]
@@ -245,71 +301,52 @@ def _share_inside(centres: np.ndarray, points: np.ndarray, k: int) -> float:
         own[np.arange(len(chunk)), start + np.arange(len(chunk))] = -1  # itself comes first whatever the rounding
         radius = np.partition(own, k, axis=1)[:, k]
         inside |= (_squared_distances(chunk, points) <= radius[:, None]).any(axis=0)
-    return float(inside.mean())
+    return inside
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A Frechet distance of n samples with its 95 % interval, and its difference to a baseline (None where there is none).
-
-    diff = value - baseline: negative means better than the baseline. p: permutation p-value of "no difference".
-    """
-
-    n: int
-    value: float
-    low: float
-    high: float
-    diff: float | None = None
-    diff_low: float | None = None
-    diff_high: float | None = None
-    p: float | None = None
+_OF_ROWS = {
+    "fd": lambda rows, real, size: _frechet_of_rows(rows, _as_reference(real), size),
+    "fd_infinity": lambda rows, real, size: _fd_infinity_of_rows(rows, _as_reference(real), size),
+    "kid": lambda rows, real, size: _kid_of_rows(rows, real),
+    "precision": lambda rows, real, size: _precision_of_rows(rows.astype(np.float64), real.astype(np.float64)),
+    "recall": lambda rows, real, size: _recall_of_rows(rows.astype(np.float64), real.astype(np.float64)),
+}
+METRICS = tuple(_OF_ROWS)
 
 
 def paired_bootstrap(
-    real_moments: Reference | tuple[np.ndarray, np.ndarray],
+    real: Reference | tuple[np.ndarray, np.ndarray] | np.ndarray,
     features: np.ndarray,
     baseline: np.ndarray | None = None,
     *,
+    metric: str = "fd",
     resamples: int = 200,
     permutations: int = 999,
     seed: int = 0,
 ) -> Estimate:
-    """Frechet distance of features (n, d) to real_moments with bootstrap intervals, and its difference to a baseline (n, d).
+    """A distance of features (n, d) to the real ones with its interval, and its difference to a baseline (n, d): see `bootstrap`.
 
-    features[i] and baseline[i] come from one seed; a resample takes pairs, so what the seeds share cancels in the difference. The usual resample of
-    n rows with replacement repeats rows, which raises every distance and, where n is a few times d, can double its spread. Here a resample is
-    m = 0.9 n different pairs whose deviation counts sqrt(m / (n - m)) times, which is exact for a mean (Shao & Wu 1989, Ann. Statist. 17).
-    Sets of m rows still lie a little further off than one of n, so deviations are taken from their own mean: the interval is one for E[FD_n],
-    the expected distance at this n, not for the limit of many samples. The real moments count as given.
-    p is two-sided, from swapping the two labels within random pairs; it is at least 1 / (permutations + 1).
-    Raises ValueError like `Reference.distance`, on unequal counts of pairs, and when n < 3.
+    features[i] and baseline[i] come from one seed. metric: "fd" or "fd_infinity" (its subsets from seed 0), for which `real` may be moments or a
+    `Reference`; "kid", "precision" or "recall" (k = 3), for which it is features (m, d). The real ones count as given.
+    Raises ValueError like `Reference.distance`, on an unknown metric, on unequal counts of pairs, and when n is too small for the metric.
     """
-    reference, rng = _as_reference(real_moments), np.random.default_rng(seed)
-    rows = features = _checked(features, "features", least=3)
-    _same_width(features.shape[1], len(reference.mu), "features and reference")
-    n = len(features)
+    if metric not in METRICS:
+        raise ValueError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
+    least = {"fd_infinity": 10, "precision": 4, "recall": 6}.get(metric, 3)  # nine tenths of which the metric still takes
+    if metric.startswith("fd"):
+        real = _as_reference(moments(real) if isinstance(real, np.ndarray) else real)
+        width = len(real.mu)
+    elif isinstance(real, np.ndarray):
+        width = _checked(real, "reference", 4).shape[1]
+    else:
+        raise ValueError(f"{metric} needs the features (m, d) of the real images, found moments")
+    rows = features = _checked(features, "features", least)
+    _same_width(features.shape[1], width, "features and reference")
     if baseline is not None:
-        baseline = _checked(baseline, "baseline", least=3)
-        _same_width(baseline.shape[1], len(reference.mu), "baseline and reference")
-        if len(baseline) != n:
-            raise ValueError(f"baseline: {len(baseline)} rows do not pair with {n} rows of features")
+        baseline = _checked(baseline, "baseline", least)
+        _same_width(baseline.shape[1], width, "baseline and reference")
+        if len(baseline) != len(features):
+            raise ValueError(f"baseline: {len(baseline)} rows do not pair with {len(features)} rows of features")
         rows = np.concatenate([features, baseline])
-    distance = _frechet_of_rows(rows, reference, n)
-    m = min(n - 1, round(_KEPT * n))
-    kept = [rng.permutation(n)[:m] for _ in range(resamples)]
-
-    def interval(value: float, resampled: np.ndarray) -> tuple[float, float]:
-        deviations = np.percentile(resampled - resampled.mean(), [2.5, 97.5]) * (m / (n - m)) ** 0.5
-        return float(value + deviations[0]), float(value + deviations[1])
-
-    value, resampled = distance(np.arange(n)), np.array([distance(k) for k in kept])
-    low, high = interval(value, resampled)
-    if baseline is None:
-        return Estimate(n, value, low, high)
-    diff = value - distance(n + np.arange(n))
-    differences = resampled - [distance(n + k) for k in kept]
-    swaps = (np.arange(n) + n * rng.integers(0, 2, n) for _ in range(permutations))
-    swapped = np.array([distance(s) - distance((s + n) % (2 * n)) for s in swaps])
-    # A swap of no pair, or of all, gives the observed difference again, up to rounding.
-    p = (1 + int((np.abs(swapped) >= abs(diff) * (1 - 1e-9)).sum())) / (permutations + 1)
-    return Estimate(n, value, low, high, diff, *interval(diff, differences), p)
+    statistic = _OF_ROWS[metric](rows, real, len(features))
+    return bootstrap(statistic, len(features), paired=baseline is not None, resamples=resamples, permutations=permutations, seed=seed)

@@ -1,4 +1,4 @@
-"""Stages describe (judge and describe pictures), measure (distances between sets of them) and scale (the sweep's optimum)."""
+"""Stages describe (judge and describe pictures), measure (distances between sets of them), scale (the sweep's optimum) and geometry."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from dag.stages.artefacts import write_csv, write_provenance, writing
 from dag.stages.data import read
@@ -51,41 +52,63 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     coded = torch.cat([read_depth(to_tensor(images[p]), seeds[p].tolist(), plain, diffusion, strong, study["sampling"]["read_t"]) for p in parts])
     section = study["evaluation"]
     extractor = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"])
-    pictured = depth_pictures(judged, study["depth"]["near"], study["depth"]["far"])
+    read_off, limits = coding(study).decode(coded)[:, 0].numpy(), (study["depth"]["near"], study["depth"]["far"])
     with writing(out) as aside:
         np.savez(
             aside,
             seeds=seeds,
             judged=judged,
-            strong=coding(study).decode(coded)[:, 0].numpy(),
+            strong=read_off,
             image_features=extractor(images),
-            depth_features=extractor(pictured),
+            depth_features=extractor(depth_pictures(judged, *limits)),
+            strong_features=extractor(depth_pictures(read_off, *limits)),
         )
     write_provenance(out, study, started, extractor=extractor.label, pictures=str(pictures))
 
 
+# What a distance compares: the judge's depth, the depth that the guidance's own strong head reads, the image.
+FEATURES = {"dfid": "depth_features", "dfid_strong": "strong_features", "fid": "image_features"}
+# Other distances, for the runs of table 1 alone: features and metric. Cheaper resampling, for what they cost.
+OTHERS = {
+    f"{prefix}{metric}": (key, metric)
+    for prefix, key in (("d", "depth_features"), ("", "image_features"))
+    for metric in ("fd_infinity", "kid", "precision", "recall")
+}
+_RESAMPLED = {"resamples": 200, "permutations": 199}
+
+
 def measure(study: Study, *, runs: list[str], judged: list[Path], reference: Path, out: Path, real: Path | None = None, earlier: Path | None = None) -> None:
-    """FID and dFID of runs with intervals, each run beside the unguided one of its kind.
+    """FID and dFID of runs with intervals, each run beside the unguided one of its kind, and more distances for those of table 1.
 
     judged: one file per run, in the order of runs. real: held-out real pictures, the floor. earlier: distances already
     measured, which the table is to hold too.
     """
-    from dag.metrics.distances import moments, paired_bootstrap
+    from dag.metrics.distances import Reference, moments, paired_bootstrap
 
     started = time.time()
     files = dict(zip(runs, map(read, judged), strict=True))
     if real is not None:
         files["real"] = read(real)
     truth, section, rows = read(reference), study["evaluation"], []
-    for metric, key in (("dfid", "depth_features"), ("fid", "image_features")):
-        reference_moments = moments(truth[key])
-        for name, arrays in files.items():
-            baseline = study.baseline_of(name) if name != "real" else None
-            other = files[baseline][key] if baseline else None
-            values = paired_bootstrap(reference_moments, arrays[key], other, resamples=section["resamples"])
-            label = f"{section['extractor']}-{section['dims']}@{section['resolution']}"
-            facts = {"run": name, "metric": metric, "extractor": label, "dims": section["dims"], "n": len(arrays[key]), "baseline": baseline or ""}
-            rows.append({**facts, **{k: getattr(values, k) for k in ("value", "low", "high", "diff", "diff_low", "diff_high", "p")}})
+    label = f"{section['extractor']}-{section['dims']}@{section['resolution']}"
+    moments_of = {key: Reference(*moments(truth[key])) for key in FEATURES.values()}
+
+    def estimate(name: str, metric: str, key: str, against, **options) -> None:
+        baseline = study.baseline_of(name) if name != "real" else None
+        values = paired_bootstrap(against, files[name][key], files[baseline][key] if baseline else None, **options)
+        facts = {"run": name, "metric": metric, "extractor": label, "dims": section["dims"], "n": values.n, "baseline": baseline or ""}
+        rows.append({**facts, **{k: getattr(values, k) for k in ("value", "low", "high", "diff", "diff_low", "diff_high", "p")}})
+
+    for metric, key in FEATURES.items():
+        for name in tqdm(files, desc=metric, unit="run", disable=None):
+            estimate(name, metric, key, moments_of[key], resamples=section["resamples"])
+    shown = [name for name in files if name == "real" or "table1" in study.runs.tables[name].split(",")]
+    for metric, (key, kind) in OTHERS.items():
+        for name in tqdm(shown, desc=metric, unit="run", disable=None):
+            against = moments_of[key] if kind == "fd_infinity" else truth[key]
+            # Extrapolating costs fifteen distances for one: its difference has an interval, but no p.
+            options = {"resamples": 100, "permutations": 0} if kind == "fd_infinity" else _RESAMPLED
+            estimate(name, metric, key, against, metric=kind, **options)
     table = pd.DataFrame(rows)
     if earlier is not None:
         table = pd.concat([table, pd.read_csv(earlier, keep_default_na=False, na_values=[""])], ignore_index=True)
@@ -114,5 +137,26 @@ def scale(study: Study, *, distances: Path, out: Path) -> None:
 def runs(study: Study, *, provenance: list[Path], out: Path) -> None:
     """The run sheet as it was run: weights resolved, seconds and U-Net evaluations per sample added."""
     records = [json.loads(Path(p).read_text()) for p in provenance]
-    facts = ("seconds_per_sample", "unet_evaluations", "unet_gradients")
+    facts = ("seconds_per_sample", "unet_evaluations", "unet_gradients", "strength")
     write_csv(pd.DataFrame([{**r["run"], **{k: r[k] for k in facts}} for r in records]), out)
+
+
+def geometry(study: Study, *, runs: list[str], judged: list[Path], heldout: Path, out: Path) -> None:
+    """How much the judged depth of runs, and the true depth of held-out scenes, looks like a box room: see `dag.metrics.box_room`.
+
+    judged: one file per run, in the order of runs. The camera is the nominal one, `figures.fov_degrees`: that of a generated picture is unknown.
+    """
+    from dag.data.rooms import camera
+    from dag.metrics.box_room import box_room_scores
+
+    started = time.time()
+    files = {name: read(path) for name, path in zip(runs, judged, strict=True)}
+    truth = read(heldout, "depth", "ids")
+    maps = {"true depth": (truth["ids"], truth["depth"]), **{name: (arrays["seeds"], arrays["judged"]) for name, arrays in files.items()}}
+    intrinsics = camera(np.tan(np.radians([study["figures"]["fov_degrees"] / 2])), truth["depth"].shape[-1])[0]
+    rows = []
+    for name, (seeds, depths) in maps.items():
+        for seed, depth in zip(seeds, tqdm(depths, desc=name, unit="map", disable=None), strict=True):
+            rows.append({"run": name, "seed": int(seed), **box_room_scores(depth, intrinsics)})
+    write_csv(pd.DataFrame(rows), out)
+    write_provenance(out, study, started, fov_degrees=study["figures"]["fov_degrees"])

@@ -166,23 +166,31 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
     return pd.DataFrame(rows)
 
 
-def prior(study: Study, *, resolution: int, data: Path, out: Path) -> None:
-    """Train the diffusion prior over depth maps at one resolution, on depth alone."""
+def prior(study: Study, *, resolution: int, data: Path, out: Path, pixels: str = "in_place") -> None:
+    """Train the diffusion prior over depth maps at one resolution, on depth alone.
+
+    pixels: "in_place", or "shuffled", a control: a prior over depth maps whose pixels lie in random order.
+    """
     import torch.nn.functional as F
     from diffusers.models.unets.unet_2d import UNet2DModel
 
+    from dag.controls import shuffled_pixels
     from dag.weights import save_unet
 
+    if pixels not in ("in_place", "shuffled"):
+        raise ValueError(f"--pixels is {pixels!r}, expected in_place or shuffled")
     started = time.time()
     depth = coding(study).encode(torch.from_numpy(read(data, "depth")["depth"]))[:, None]
     depth = F.interpolate(depth, size=(resolution, resolution), mode="area")
+    if pixels == "shuffled":
+        depth = shuffled_pixels(depth)
     recipe = Recipe(**study["prior"]["training"])
     torch.manual_seed(recipe.seed)
     network = UNet2DModel(sample_size=resolution, in_channels=1, out_channels=1, **study["prior"]["architecture"])
     kind, diffusion = study["prior"]["prediction_type"], Diffusion()
     train(network, denoising_loss(diffusion, kind), lambda step: depth[pick(step, len(depth), recipe.batch_size)], recipe, out, kind + contents(depth))
     save_unet(network, out, prediction_type=kind, diffusion=diffusion, dtype=torch.float32)
-    write_provenance(out, study, started, resolution=resolution, depth_maps=len(depth))
+    write_provenance(out, study, started, resolution=resolution, depth_maps=len(depth), pixels=pixels)
     finished(out)
 
 

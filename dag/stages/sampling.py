@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dag import controls
 from dag.data.images import to_uint8
 from dag.diffusion import Diffusion, respace
 from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
 from dag.heads import build_heads
-from dag.sampling import SampleRNG, guidance_strength, sample_ddim, sample_ddpm
+from dag.sampling import Predict, SampleRNG, guidance_strength, sample_ddim, sample_ddpm
 from dag.stages.artefacts import write_provenance, writing
 from dag.stages.study import Study, guidance_kind, span
 from dag.weights import check_state, load_module_file, load_unet
@@ -48,15 +49,20 @@ def resolve(run: dict, scale: Path | None) -> dict:
     return {**run, **{key: best[key] for key in ("w_dc", "w_dp") if run[key] == "best"}}
 
 
-def guided(study: Study, run: dict, plain: UNetPredictor, heads: Path, prior: Path) -> DepthGuidance:
-    """The predictor of a run, from its weights, heads and prior."""
+def guided(study: Study, run: dict, plain: UNetPredictor, heads: Path, prior: Path) -> Predict:
+    """The predictor of a run, from its weights, heads and prior, and what its column `control` takes away."""
     reduction, terms = study["sampling"]["reduction"], []
     if run["w_dc"]:
         terms.append(Consistency(run["w_dc"], reduction))
     if run["w_dp"]:
         network, diffusion, resolution = predictor(prior)
         terms.append(Prior(run["w_dp"], network.eps, diffusion, resolution, span(run["tau"]), reduction))
-    return DepthGuidance(plain, load_heads(heads), terms, span(run["window"]))
+    network = load_heads(heads)
+    if run["control"] == "random_heads":
+        network = controls.randomised(network)
+    predict = DepthGuidance(plain, network, terms, span(run["window"]))
+    wrappers = {"flipped": controls.flipped, "noise": controls.noise_instead}
+    return wrappers[run["control"]](predict) if run["control"] in wrappers else predict
 
 
 def trace(run: dict, predict, diffusion: Diffusion, size: int, seeds: list[int], study: Study, callback=None) -> torch.Tensor:
@@ -89,10 +95,12 @@ def sample(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, out:
         images.append(to_uint8(trace(row, predict, diffusion, size, seeds[start : start + batch], study, watch)))
         telemetry.append(records)
     seconds = (time.perf_counter() - clock) / len(seeds)
+    stacked = _stack(telemetry)
+    strength = stacked.get("shift_over_eps", np.zeros(1))
+    facts = {"unet_evaluations": len(telemetry[0]), "unet_gradients": sum("grad_rms" in r for r in telemetry[0]), "strength": float(strength.mean())}
     with writing(out) as aside:
-        np.savez(aside, images=np.concatenate(images), seeds=np.array(seeds), **_stack(telemetry))
-    gradients = sum("grad_rms" in r for r in telemetry[0])
-    write_provenance(out, study, started, run=row, seconds_per_sample=seconds, unet_evaluations=len(telemetry[0]), unet_gradients=gradients)
+        np.savez(aside, images=np.concatenate(images), seeds=np.array(seeds), **stacked)
+    write_provenance(out, study, started, run=row, seconds_per_sample=seconds, **facts)
 
 
 def _telemetry(step) -> dict:

@@ -54,12 +54,13 @@ class Study:
         return {"run": name, **self.runs.loc[name].to_dict()}
 
     def baseline_of(self, name: str) -> str | None:
-        """The unguided run with the same sampler, steps, eta and seeds, of the sweep for a run of the sweep; None for an unguided run."""
-        row = self.runs.loc[name]
-        same = (self.runs[["sampler", "steps", "eta", "n", "first_seed"]] == row[["sampler", "steps", "eta", "n", "first_seed"]]).all(axis=1)
-        same &= self.runs.tables.map(in_sweep) == in_sweep(row.tables)
-        names = [r for r in self.runs.index[same & ~self._guided()] if r != name]
-        return names[0] if names and name in self.runs.index[self._guided()] else None
+        """The first unguided run with the same sampler, eta and seeds, of the sweep for a run of the sweep, and for a guided run with the
+        same steps; None where it is that run itself."""
+        row, guided = self.runs.loc[name], self._guided()
+        shared = ["sampler", "eta", "n", "first_seed", *(["steps"] if guided[name] else [])]
+        same = (self.runs[shared] == row[shared]).all(axis=1) & (self.runs.tables.map(in_sweep) == in_sweep(row.tables))
+        first = next(iter(self.runs.index[same & ~guided]), None)
+        return None if first == name else first
 
     def _guided(self) -> pd.Series:
         return (self.runs[list(GUIDED)] != 0).any(axis=1)
@@ -178,7 +179,7 @@ class Study:
             raise StudyError(f"{path}: not a table of tab-separated values: {' '.join(str(error).split())}") from None
         rows = []
         for line, row in enumerate(sheet.to_dict("records"), 2):
-            row = {k: v if k in ("run", "tables") else _number(v) for k, v in row.items()}
+            row = {"control": "none"} | {k: v if k in ("run", "tables") else _number(v) for k, v in row.items()}
             _validate(row, "runs.schema.yaml", f"{path}: row {row.get('run', line)!r}")
             rows.append(row)
         if not rows:

@@ -70,6 +70,11 @@ def measured(*tables):
     return [r for r in RUNS.index if set(RUNS.tables[r].split(",")) & set(tables)]
 
 
+def prior_name(run):
+    """Of the prior that guides a run, as its folder ends."""
+    return f"{RUNS.prior[run]}{'_shuffled' if RUNS.control[run] == 'shuffled_prior' else ''}"
+
+
 SWEEP = measured("fig8")
 FINAL = [r for r in RUNS.index if r not in SWEEP]
 MEASUREMENTS = [f"{RESULTS}/metrics/distances.csv", f"{RESULTS}/metrics/runs.csv", f"{RESULTS}/samples/trajectory.npz"]

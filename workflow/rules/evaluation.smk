@@ -42,6 +42,44 @@ rule measure_sweep:
         "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --out {output} 2> {log}"
 
 
+# The study's instruments, asked what is known beforehand: it ends here when one is off.
+rule known_answers:
+    input:
+        heldout=f"{RESULTS}/data/heldout.npz",
+        reference=f"{RESULTS}/data/reference.npz",
+    output:
+        f"{RESULTS}/metrics/known_answers.csv",
+    log:
+        f"{RESULTS}/logs/known_answers/known_answers.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/known_answers/known_answers.tsv"
+    threads: 1
+    params:
+        command=dag("known_answers"),
+        stamp=stamp("known_answers", "evaluation", "depth"),
+    shell:
+        "{params.command} --heldout {input.heldout} --reference {input.reference} --out {output} 2> {log}"
+
+
+rule geometry:
+    input:
+        judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=["real", *measured("table1")]),
+        heldout=f"{RESULTS}/data/heldout.npz",
+    output:
+        f"{RESULTS}/metrics/geometry.csv",
+    log:
+        f"{RESULTS}/logs/geometry/geometry.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/geometry/geometry.tsv"
+    threads: 1
+    params:
+        command=dag("geometry"),
+        runs=["real", *measured("table1")],
+        stamp=stamp("evaluation", "figures.fov_degrees"),
+    shell:
+        "{params.command} --runs {params.runs} --judged {input.judged} --heldout {input.heldout} --out {output} 2> {log}"
+
+
 # The optimum of the sweep, on seeds that the final tables do not use.
 rule scale:
     input:

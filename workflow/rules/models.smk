@@ -97,19 +97,22 @@ rule prior:
     input:
         f"{RESULTS}/data/prior.npz",
     output:
-        directory(f"{RESULTS}/models/prior{{resolution}}"),
+        directory(f"{RESULTS}/models/prior{{resolution}}{{shuffled}}"),
     log:
-        f"{RESULTS}/logs/prior/{{resolution}}.log",
+        f"{RESULTS}/logs/prior/{{resolution}}{{shuffled}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/prior/{{resolution}}.tsv"
+        f"{RESULTS}/benchmarks/prior/{{resolution}}{{shuffled}}.tsv"
+    wildcard_constraints:
+        shuffled="|_shuffled",
     threads: 1
     resources:
         gpu=1,
     params:
         command=dag("prior"),
+        pixels=lambda w: "shuffled" if w.shuffled else "in_place",
         stamp=stamp("models", "prior", "depth"),
     shell:
-        "{params.command} --resolution {wildcards.resolution} --data {input} --out {output} 2> {log}"
+        "{params.command} --resolution {wildcards.resolution} --pixels {params.pixels} --data {input} --out {output} 2> {log}"
 
 
 rule judge:

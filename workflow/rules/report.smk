@@ -28,11 +28,15 @@ def figure_runs(folder):
     return {side: f"{RESULTS}/{folder}/{config['figures'][side]}.npz" for side in ("unguided", "guided")}
 
 
+# Box rooms are what this geometry measures.
+GEOMETRY = config["domain"]["name"] == "rooms" and bool(measured("table1"))
 # A table of runs exists where the run sheet asks for it.
 TABLES = expand(
     f"{RESULTS}/tables/{{table}}.{{kind}}",
-    table=["fig4a_blocks", "fig4b_labels", "table4_downstream"]
-    + [name for name in ("table1_guidance", "table3_prior_resolution", "fig8_scale") if measured(name.split("_")[0])],
+    table=["fig4a_blocks", "fig4b_labels", "table4_downstream", "known_answers"]
+    + [name for name in ("table1_guidance", "table3_prior_resolution", "fig8_scale", "controls", "sensitivity") if measured(name.split("_")[0])]
+    + ["table1_distances"] * bool(measured("table1"))
+    + ["geometry"] * GEOMETRY,
     kind=["csv", "md", "tex"],
 )
 FIGURES = expand(
@@ -48,7 +52,7 @@ JOBS = [
     *expand("heads/labels{count}", count=config["heads"]["labels"]),
     "features/validation",
     "heads/blocks",
-    *expand("prior/{resolution}", resolution=RUNS["prior"].unique()),
+    *sorted({f"prior/{prior_name(run)}" for run in RUNS.index}),
     "judge/judge",
     *expand("sample/{run}", run=RUNS.index),
     "trajectory/trajectory",
@@ -56,6 +60,8 @@ JOBS = [
     "measure/final",
     *(["measure/sweep", "scale/scale"] if SWEEP else []),
     "runs/runs",
+    "known_answers/known_answers",
+    *["geometry/geometry"] * GEOMETRY,
     *expand("downstream/{source}", source=DOWNSTREAM),
     *([] if config["unet"]["path"] else ["train_unet/unet"]),
 ]
@@ -68,6 +74,11 @@ localrules:
     table_prior_resolution,
     table_scale,
     table_downstream,
+    table_controls,
+    table_sensitivity,
+    table_distances,
+    table_geometry,
+    table_known_answers,
     figure_trajectory,
     figure_blocks,
     figure_labels,
@@ -155,6 +166,72 @@ rule table_downstream:
         look=look("intervals", "table_format"),
     script:
         "../scripts/table_downstream.py"
+
+
+rule table_controls:
+    input:
+        runs=f"{RESULTS}/metrics/runs.csv",
+        distances=f"{RESULTS}/metrics/distances.csv",
+    output:
+        **table("controls"),
+        csv=report(f"{RESULTS}/tables/controls.csv", caption="../report/controls.rst", category="Tables", labels={"name": "Controls"}),
+    params:
+        look=look("run_rows", "table_format"),
+    script:
+        "../scripts/table_controls.py"
+
+
+rule table_sensitivity:
+    input:
+        runs=f"{RESULTS}/metrics/runs.csv",
+        distances=f"{RESULTS}/metrics/distances.csv",
+    output:
+        **table("sensitivity"),
+        csv=report(f"{RESULTS}/tables/sensitivity.csv", caption="../report/sensitivity.rst", category="Tables", labels={"name": "Sensitivity"}),
+    params:
+        look=look("run_rows", "table_format"),
+    script:
+        "../scripts/table_sensitivity.py"
+
+
+rule table_distances:
+    input:
+        runs=f"{RESULTS}/metrics/runs.csv",
+        distances=f"{RESULTS}/metrics/distances.csv",
+    output:
+        **table("table1_distances"),
+        csv=report(
+            f"{RESULTS}/tables/table1_distances.csv", caption="../report/table1_distances.rst", category="Tables", labels={"name": "Table 1, other distances"}
+        ),
+    params:
+        look=look("run_rows", "table_format"),
+    script:
+        "../scripts/table_distances.py"
+
+
+rule table_geometry:
+    input:
+        scores=f"{RESULTS}/metrics/geometry.csv",
+    output:
+        **table("geometry"),
+        csv=report(f"{RESULTS}/tables/geometry.csv", caption="../report/geometry.rst", category="Tables", labels={"name": "Geometry"}),
+    params:
+        baselines={run: STUDY.baseline_of(run) for run in measured("table1") if STUDY.baseline_of(run)},
+        look=look("table_format"),
+    script:
+        "../scripts/table_geometry.py"
+
+
+rule table_known_answers:
+    input:
+        answers=f"{RESULTS}/metrics/known_answers.csv",
+    output:
+        **table("known_answers"),
+        csv=report(f"{RESULTS}/tables/known_answers.csv", caption="../report/known_answers.rst", category="Tables", labels={"name": "Known answers"}),
+    params:
+        look=look("table_format"),
+    script:
+        "../scripts/table_known_answers.py"
 
 
 rule figure_trajectory:

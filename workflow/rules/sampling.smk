@@ -12,7 +12,7 @@ def scale_of(wildcards):
 
 
 def prior_of(wildcards):
-    return f"{RESULTS}/models/prior{RUNS.prior[wildcards.run]}"
+    return f"{RESULTS}/models/prior{prior_name(wildcards.run)}"
 
 
 rule sample:
@@ -49,7 +49,7 @@ rule trajectory:
     input:
         unet=unet,
         heads=lambda w: heads_of(type("Guided", (), {"run": TRAJECTORY})),
-        prior=f"{RESULTS}/models/prior{RUNS.prior[TRAJECTORY]}",
+        prior=f"{RESULTS}/models/prior{prior_name(TRAJECTORY)}",
         # The run's own samples say that its weights are settled; they are read from the same place.
         scale=lambda w: scale_of(type("Guided", (), {"run": TRAJECTORY})),
     output:

@@ -1,9 +1,10 @@
 """Rows of the run sheet with what was measured on them, side by side."""
 
 import pandas as pd
-from table_format import Block, Column
+from table_format import SIGNIFICANT, Block, Column
 
-METRICS = ("dfid", "fid")
+METRICS = ("dfid", "dfid_strong", "fid")
+TITLES = {"dfid": "dFID", "dfid_strong": "dFID by own head", "fid": "FID"}
 PROTOCOL = ["extractor", "dims", "n"]
 _MEASURED = {"value": "", "low": "_low", "high": "_high", "diff": "_diff", "diff_low": "_diff_low", "diff_high": "_diff_high", "p": "_p"}
 NUMBERS = [metric + suffix for metric in METRICS for suffix in _MEASURED.values()]
@@ -38,13 +39,15 @@ def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str]) -> p
     return frame
 
 
-def metric_columns(frame: pd.DataFrame) -> list[Column]:
-    """Distances and differences for readers."""
+def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid")) -> list[Column]:
+    """Distances and differences for readers. dfid_strong is left out but where it is asked for."""
     columns = []
-    for metric, title in (("dfid", "dFID"), ("fid", "FID")):
+    for metric in metrics:
+        title = TITLES[metric]
         columns.append(Column(f"{title} ↓", metric, interval=True))
         if frame[f"{metric}_diff"].notna().any():
-            columns += [Column(f"Δ{title}", f"{metric}_diff", interval=True, digits_of=metric, signed=True), Column("p", f"{metric}_p", digits=3)]
+            delta = Column(f"Δ{title}", f"{metric}_diff", interval=True, digits_of=metric, signed=True, p=f"{metric}_p")
+            columns += [delta, Column("p", f"{metric}_p", digits=3)]
     return columns
 
 
@@ -61,7 +64,25 @@ def protocol_note(frame: pd.DataFrame) -> str:
     return (
         f"FID: Fréchet distance of image features to the reference images ({how}; not comparable with FID of Inception features); dFID: the same on "
         "depth maps that an independent network judges. Lower is better. [95 % bootstrap intervals]; Δ: difference to the baseline of the same sampler "
-        f"and seeds, paired by seed. Seeds {seed_ranges(frame)}."
+        f"and seeds, paired by seed; p by permutation of the pairs, * where p < {SIGNIFICANT}, not corrected for the number of rows. "
+        f"Seeds {seed_ranges(frame)}.{too_few(frame)}"
+    )
+
+
+OWN_HEAD = (
+    " dFID by own head: the same on depth that the strong head, which guides, reads from the finished image: guidance may please its own head without "
+    "drawing better depth, so what this distance gains beyond dFID is self-flattery."
+)
+
+
+def too_few(frame: pd.DataFrame) -> str:
+    """A warning where a covariance rests on fewer than three samples for each of its dimensions."""
+    few = frame[frame["n"] < 3 * frame["dims"]]
+    if few.empty:
+        return ""
+    return (
+        f" Too few samples in {', '.join(few['run'])}: n is below three times the dimensions, and the Fréchet distance of so few is mostly the noise of their "
+        "own covariance (two draws of one Gaussian in 512 dimensions are 24.6 apart at n = 2,000 and 8.0 at 10,000)."
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 MISSING = "–"
+SIGNIFICANT = 0.05
 _TEX = str.maketrans(
     {
         **{c: "\\" + c for c in "_%&#$"},
@@ -32,6 +33,7 @@ class Column:
     """A column for readers: "value", or "value [low, high]" where `interval` is set, from `value`, `value`_low, `value`_high of the frame.
 
     digits: decimals; None: as many as the column `digits_of` (default: this one) needs for four significant digits; text is kept as it is.
+    p: the column of p-values; a number whose p is below 0.05 gets a star.
     """
 
     title: str
@@ -40,11 +42,13 @@ class Column:
     digits: int | None = None
     digits_of: str | None = None
     signed: bool = False
+    p: str | None = None
 
     def texts(self, frame: pd.DataFrame) -> list[str]:
         digits = decimals(frame[self.digits_of or self.value]) if self.digits is None else self.digits
         parts = [self.value, f"{self.value}_low", f"{self.value}_high"] if self.interval else [self.value]
-        return [self._text([row[part] for part in parts], digits) for _, row in frame.iterrows()]
+        stars = ["*" if self.p and row[self.p] < SIGNIFICANT else "" for _, row in frame.iterrows()]
+        return [self._text([row[part] for part in parts], digits) + star for (_, row), star in zip(frame.iterrows(), stars, strict=True)]
 
     def rule(self, frame: pd.DataFrame) -> str:
         """Alignment: "l" for text, "r" for numbers."""

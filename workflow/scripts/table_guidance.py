@@ -16,12 +16,12 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame) 
     csv = frame[[*_SETTINGS, *run_rows.NUMBERS, "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
     csv = csv.astype({"steps": "Int64", "first_seed": "Int64"})
     settings = [Column("run", "run"), Column("sampler", "sampler"), Column("steps", "steps"), Column("w_dc", "w_dc"), Column("w_dp", "w_dp")]
-    columns = [*settings, *run_rows.metric_columns(frame), Column("s / sample", "seconds_per_sample", digits=3)]
+    columns = [*settings, *run_rows.metric_columns(frame, run_rows.METRICS), Column("s / sample", "seconds_per_sample", digits=3)]
     context = "Published, for context only: another domain, 256 × 256 pixels, another judge and extractor; not comparable with the numbers above."
     return Table(
         csv,
         "Table 1: distances of guided and unguided samples to real images",
-        run_rows.protocol_note(frame) + " real: held-out real images, the floor.",
+        run_rows.protocol_note(frame) + run_rows.OWN_HEAD + " real: held-out real images, the floor.",
         [*run_rows.by_protocol(frame, columns), *published_block(published, "table1", context)],
     )
 
