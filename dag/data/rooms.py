@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dag.data.domain import Drawn
+
 SUPERSAMPLING = 2  # rays per pixel and axis; the pixel is their mean
 MAX_DEPTH = 10.0  # metres: no room is deeper
 _DRAWS = 256  # uniform numbers behind one scene; each has one fixed use
@@ -338,3 +340,8 @@ def _lambert(scene: Scenes, point: list[np.ndarray], axis: np.ndarray, sign: np.
     facing = np.select([axis == 0, axis == 1, axis == 2], to_lamp) * sign
     cosine = np.maximum(facing, 0) / np.sqrt(squared)
     return (0.42 + 0.75 * cosine / (1 + 0.06 * squared)).astype(np.float32)
+
+
+def dataset(size: int, split: None = None) -> Drawn:
+    """The domain `rooms` (see `dag.data.domain`): a room of size x size pixels for every seed."""
+    return Drawn(render, size)

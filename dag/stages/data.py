@@ -7,26 +7,33 @@ from pathlib import Path
 
 import numpy as np
 
+from dag.data.domain import Dataset, dataset
 from dag.stages.artefacts import write_provenance, writing
 from dag.stages.study import Study
 
 
 def prepare(study: Study, *, use: str, out: Path) -> None:
-    """Draw the scenes of one use of the study's `data` section: images uint8, depth in metres, ids."""
+    """The pictures of one use of the study's `data` section as squares: images uint8, ids, depth in metres where there is any.
+
+    `valid` is stored beside depth where some of it is unknown.
+    """
     started = time.time()
-    first, count = study["data"][use]
-    images, depth = draw(study, np.arange(first, first + count))
+    source, index = pictures(study, use)
+    squares = source.squares(index, study["domain"]["size"])
+    arrays = {"images": squares.images, "depth": squares.depth, "ids": squares.ids, "valid": squares.valid}
     with writing(out) as aside:
-        np.savez(aside, images=images, depth=depth, ids=np.arange(first, first + count))
-    write_provenance(out, study, started, first=first, count=count)
+        np.savez(aside, **{name: array for name, array in arrays.items() if array is not None})
+    write_provenance(out, study, started, first=int(index[0]), count=len(index), split=study.uses[use].split)
 
 
-def draw(study: Study, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, s, s, 3) uint8 and depths (n, s, s) float32 in metres of the study's domain."""
-    from dag.data.rooms import render
-
-    images, depth, _ = render(ids, study["domain"]["size"])
-    return images, depth
+def pictures(study: Study, use: str) -> tuple[Dataset, np.ndarray]:
+    """The dataset that a use of the study's `data` section takes its pictures from, and their positions in it."""
+    wanted = study.uses[use]
+    source = dataset(study["domain"], wanted.split)
+    try:
+        return source, wanted.index(len(source))
+    except ValueError as error:
+        raise ValueError(f"data.{use}: {error}") from None
 
 
 def read(path: Path, *needed: str) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ def downstream(study: Study, *, source: str, pictures: Path, test: Path, out: Pa
             estimates = estimate(network, truth["images"], code)
         for alignment in ALIGNMENTS:
             protocol = DepthProtocol(alignment=alignment, max_depth=study["depth"]["far"])
-            for image, errors in zip(truth["ids"], protocol.evaluate(estimates, truth["depth"]), strict=True):
+            for image, errors in zip(truth["ids"], protocol.evaluate(estimates, truth["depth"], truth.get("valid")), strict=True):
                 rows.append({"source": source, "seed": seed, "image": int(image), "alignment": alignment, "n_train": len(images), **errors})
     write_csv(pd.DataFrame(rows), out)
     write_provenance(out, study, started, source=source, labels=section["labels"] if judged else "exact")

@@ -73,8 +73,8 @@ def pick(step: int, count: int, size: int) -> np.ndarray:
     return torch.randint(count, (size,), generator=generator(_BATCHES, step)).numpy()
 
 
-def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: str, count: int, out: Path) -> None:
-    """Decoder features of the first `count` images of a data file at several noise levels.
+def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: str, out: Path, count: int | None = None) -> None:
+    """Decoder features of the first `count` images of a data file, or of all, at several noise levels.
 
     levels: how many timesteps, spread over the whole range, each image is noised to; or "validation", the config's own list.
     blocks: "heads" (those of the strong and weak head) or "all".
@@ -86,6 +86,8 @@ def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: str, 
     network, meta = load_unet(unet)
     diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
     arrays = read(data, "images", "ids")
+    if count is not None and count > len(arrays["ids"]):
+        raise ValueError(f"{data}: holds {len(arrays['ids'])} images, expected the {count} that are asked for")
     x_start, ids = to_tensor(arrays["images"][:count]), arrays["ids"][:count]
     shapes = feature_shapes(network, x_start.shape[-1])
     if blocks == "heads":
@@ -152,6 +154,7 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
     for t in sorted(set(stored.t)):
         index = np.flatnonzero(stored.t == t)
         true, ids = arrays["depth"][stored.image[index]], arrays["ids"][stored.image[index]]
+        valid = arrays["valid"][stored.image[index]] if "valid" in arrays else None
         estimates = {"constant": np.broadcast_to(labels.mean(0), true.shape)}
         with torch.inference_mode():
             for name, head in network.items():
@@ -161,7 +164,7 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
                 estimates[name] = coding(study).decode(torch.cat(parts))[:, 0].numpy()
         for name, estimate in estimates.items():
             blocks = "+".join(map(str, names.get(name, [])))
-            for i, errors in zip(ids, protocol.evaluate(estimate, true), strict=True):
+            for i, errors in zip(ids, protocol.evaluate(estimate, true, valid), strict=True):
                 rows.append({"head": name, "blocks": blocks, "labels": count, "t": int(t), "image": int(i), **errors})
     return pd.DataFrame(rows)
 

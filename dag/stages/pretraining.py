@@ -1,9 +1,10 @@
-"""Stages pretrain and snapshot: the diffusion U-Net that the study takes as given, trained from nothing on drawn scenes."""
+"""Stages pretrain and snapshot: the diffusion U-Net that the study takes as given, trained from nothing on the domain's pictures."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +12,24 @@ import pandas as pd
 import torch
 
 from dag.data.images import to_tensor
+from dag.data.squares import RandomSquares
 from dag.diffusion import Diffusion
 from dag.stages.artefacts import write_csv, write_provenance, writing
-from dag.stages.data import draw
+from dag.stages.data import pictures
 from dag.stages.models import saved_beside
 from dag.stages.study import Study
 from dag.training import Recipe, denoising_loss, fit, in_processes
 
 
 def pretrain(study: Study, *, out: Path) -> None:
-    """Train the study's U-Net on drawn scenes, each seen once, and write it as a diffusers folder with its model card.
+    """Train the study's U-Net and write it as a diffusers folder with its model card.
 
+    Of a drawn domain every scene is seen once; the pictures of a dataset are seen again and again, as random squares, mirrored or not.
     Processes share every batch, each on one thread; a killed training goes on from its saved state with the same bits.
     """
     recipe = Recipe(**study["unet"]["training"])
-    needed, available = recipe.steps * recipe.batch_size, study["data"]["unet"][1]
-    if needed > available:
+    needed, available = recipe.steps * recipe.batch_size, study.uses["unet"].count
+    if study.drawn and needed > available:
         raise ValueError(f"unet.training draws {needed} scenes (steps x batch_size); data.unet has {available}")
     out.parent.mkdir(parents=True, exist_ok=True)
     in_processes(_pretrain, recipe.processes, study, recipe, out)
@@ -37,25 +40,38 @@ def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path) -> None:
 
     from dag.weights import save_unet
 
-    started, size, first = time.time(), study["domain"]["size"], study["data"]["unet"][0]
+    started, size = time.time(), study["domain"]["size"]
     kind, diffusion, share = study["unet"]["prediction_type"], Diffusion(), recipe.batch_size // recipe.processes
     torch.manual_seed(recipe.seed)
     network = UNet2DModel(sample_size=size, in_channels=3, out_channels=3, **study["unet"]["architecture"])
 
+    squares, data = training_squares(study)
+
     def batch(step: int) -> torch.Tensor:
-        start = first + step * recipe.batch_size + rank * share
-        return to_tensor(draw(study, np.arange(start, start + share))[0])
+        start = step * recipe.batch_size + rank * share
+        return to_tensor(squares(np.arange(start, start + share)))
 
     state, log = saved_beside(out)
     if rank == 0 and not state.exists():
         log.unlink(missing_ok=True)
     # A state of another config is refused, not dropped: it may hold hours of work.
-    fit(network, denoising_loss(diffusion, kind), batch, recipe, state=state, log=log, name=out.stem, data=f"{study['domain']['name']} from seed {first}")
+    fit(network, denoising_loss(diffusion, kind), batch, recipe, state=state, log=log, name=out.stem, data=data)
     if rank == 0:
         save_unet(network, out, prediction_type=kind, diffusion=diffusion)
         write_model_card(study, recipe, out, log, recipe.steps)
         write_provenance(out, study, started, parameters=sum(p.numel() for p in network.parameters()))
         state.unlink(missing_ok=True)
+
+
+def training_squares(study: Study) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """Pictures (n, s, s, 3) uint8 by their positions in the order of training, whole numbers from 0, and what tells them from others."""
+    source, index = pictures(study, "unet")
+    size, name = study["domain"]["size"], study["domain"]["name"]
+    if study.drawn:
+        first = int(index[0])
+        return lambda positions: source.squares(first + positions, size).images, f"{name} from seed {first}"
+    crop = study["unet"].get("crop", 1.0)
+    return RandomSquares((source.image(int(i)) for i in index), size, crop), f"{name} {study['data']['unet']}, squares from {crop}"
 
 
 def snapshot(study: Study, *, state: Path, log: Path, out: Path) -> None:
@@ -87,7 +103,7 @@ def write_model_card(study: Study, recipe: Recipe, out: Path, log: Path, steps: 
     size, name = study["domain"]["size"], study["domain"]["name"]
     unet, tail = study["unet"], curve.loss.tail(10).mean()
     facts = {
-        "data": f"{steps * recipe.batch_size:,} drawn scenes of the domain `{name}`, seeds {study['data']['unet'][0]} on, each seen once",
+        "data": _data(study, steps * recipe.batch_size),
         "architecture": "UNet2DModel: " + ", ".join(f"{key} {value}" for key, value in unet["architecture"].items()),
         "prediction type": f"{unet['prediction_type']}; T = 1000, linear betas 1e-4..0.02",
         "training": f"{progress} of {recipe.batch_size}, AdamW, learning rate {recipe.learning_rate:g} with warm-up over {recipe.warmup} steps and "
@@ -105,7 +121,15 @@ An unconditional pixel-space U-Net in the layout of diffusers: `DDIMPipeline.fro
 |---|---|
 {table}
 
-Meant for studying guidance on a small machine: its rooms are drawn, not photographed.
+Meant for studying guidance on a small machine: {"its rooms are drawn, not photographed" if study.drawn else "it has seen few pictures and may repeat them"}.
 """
     with writing(out / "README.md") as aside:
         aside.write_text(card)
+
+
+def _data(study: Study, seen: int) -> str:
+    name, use = study["domain"]["name"], study.uses["unet"]
+    if study.drawn:
+        return f"{seen:,} drawn scenes of the domain `{name}`, seeds {use.first} on, each seen once"
+    part = f"`{study['data']['unet']}`" if use.split or use.count else "all pictures"
+    return f"{seen:,} random squares, mirrored or not, of the domain `{name}`, {part}; smallest side {study['unet'].get('crop', 1.0):g} of the short one"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from dag.data.domain import DOMAINS, check
 from dag.stages.artefacts import PACKAGE, digest, writing
 
 SCHEMAS = PACKAGE.parent / "workflow" / "schemas"
@@ -43,6 +44,11 @@ class Study:
 
     def __getitem__(self, section: str):
         return self.config[section]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the domain's pictures are drawn, each from a number of its own."""
+        return DOMAINS[self["domain"]["name"]].drawn
 
     @property
     def root(self) -> Path:
@@ -93,10 +99,14 @@ class Study:
 
     def _validate_config(self) -> None:
         _validate(self.config, "config.schema.yaml", self.source)
-        spans = sorted((first, first + count, use) for use, (first, count) in self["data"].items())
-        for (_, end, use), (start, _, other) in zip(spans, spans[1:], strict=False):
-            if start < end:
-                raise StudyError(f"{self.source}: data.{other} starts at seed {start}, inside data.{use}, which ends at {end}; uses must not share seeds")
+        try:
+            self.uses = check(self["domain"], self["data"])
+        except ValueError as error:
+            raise StudyError(f"{self.source}: {error}") from None
+        if self.drawn and "crop" in self["unet"]:
+            raise StudyError(
+                f"{self.source}: unet.crop is {self['unet']['crop']}, but the domain {self['domain']['name']!r} draws every scene anew, expected no such key"
+            )
         if self["depth"]["near"] >= self["depth"]["far"]:
             raise StudyError(f"{self.source}: depth.near is {self['depth']['near']} and depth.far {self['depth']['far']}, expected near < far (metres)")
         self._check_sizes()
@@ -105,10 +115,10 @@ class Study:
             wrong = [b for b in self["heads"][head] if not 0 <= b < blocks]
             if wrong:
                 raise StudyError(f"{self.source}: heads.{head} names decoder blocks {wrong}; this U-Net has blocks 0 to {blocks - 1}")
-        counts, available = list(self["heads"]["labels"]), self["data"]["labels"][1]
+        counts, available = list(self["heads"]["labels"]), self.uses["labels"].count
         if wrong := [c for c in counts if not isinstance(c, int) or c < 1]:
             raise StudyError(f"{self.source}: heads.labels has the label counts {wrong}, expected whole numbers from 1")
-        if max(counts) > available:
+        if available is not None and max(counts) > available:
             raise StudyError(f"{self.source}: heads.labels asks for {max(counts)} labelled images; data.labels has {available}")
         if self["heads"]["guide"] not in counts:
             raise StudyError(f"{self.source}: heads.guide is {self['heads']['guide']}, expected one of heads.labels {counts}")

@@ -5,6 +5,7 @@ import sys
 
 sys.path.insert(0, workflow.basedir)
 
+from dag.data.domain import DOMAINS
 from dag.stages.artefacts import code_hash
 from dag.stages.study import Study, StudyError
 
@@ -47,6 +48,11 @@ def unet(wildcards):
 def stamp(stage, *sections):
     """What a rule depends on besides its files: the code of its stage and the config sections that it reads."""
     return f"{code_hash('stages.' + stage)}-{STUDY.section_hash(*sections)}"
+
+
+def domain_stamp(stage, *sections):
+    """Stamp of a rule that reads or draws the domain's pictures."""
+    return f"{stamp(stage, 'domain', *sections)}-{code_hash('data.' + DOMAINS[config['domain']['name']].module)}"
 
 
 def unet_stamp(stage, *sections):

@@ -14,6 +14,6 @@ rule prepare:
     threads: 1
     params:
         command=dag("prepare"),
-        stamp=lambda w: f"{stamp('data', 'domain')}-{config['data'][w.use]}",
+        stamp=lambda w: f"{domain_stamp('data')}-{config['data'][w.use]}",
     shell:
         "{params.command} --use {wildcards.use} --out {output.data} 2> {log}"

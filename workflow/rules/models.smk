@@ -13,7 +13,7 @@ rule train_unet:
         gpu=1,
     params:
         command=dag("pretrain"),
-        stamp=f"{stamp('pretraining', 'domain', 'unet')}-{config['data']['unet']}",
+        stamp=f"{domain_stamp('pretraining', 'unet')}-{config['data']['unet']}",
     shell:
         "{params.command} --out {output} 2> {log}"
 
@@ -59,10 +59,9 @@ rule validation_features:
         gpu=1,
     params:
         command=dag("features"),
-        images=config["data"]["validation"][1],
         stamp=lambda w: unet_stamp("models", "heads.validation_t", "sampling.batch_size"),
     shell:
-        "{params.command} --unet {input.unet} --data {input.data} --levels validation --blocks all --count {params.images} --out {output.rows} 2> {log}"
+        "{params.command} --unet {input.unet} --data {input.data} --levels validation --blocks all --out {output.rows} 2> {log}"
 
 
 rule heads:
