@@ -20,3 +20,14 @@ def fixtures() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"DAG_FIXTURES is {folder!r}, which is no folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def nyu_root() -> Path:
+    """Folder with the labelled set of NYU-Depth v2, named by DAG_NYU_ROOT."""
+    folder = os.environ.get("DAG_NYU_ROOT")
+    if not folder:
+        pytest.skip("DAG_NYU_ROOT is not set: the folder of NYU-Depth v2 is needed")
+    if not Path(folder).exists():
+        pytest.fail(f"DAG_NYU_ROOT is {folder!r}, which does not exist")
+    return Path(folder)

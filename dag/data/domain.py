@@ -18,6 +18,7 @@ import numpy as np
 @dataclass(frozen=True)
 class Kind:
     """module: of dag.data. options: keys of the config's `domain` besides name and size, the needed ones first. needed: how many are.
+    splits: the names of its splits where they are always the same.
 
     drawn: pictures are drawn from numbers, as many as one likes, so that no two uses need to share one; else they lie in files, in a
     few splits, and what trains a network must not be what the network is measured on.
@@ -27,11 +28,13 @@ class Kind:
     options: tuple[str, ...] = ()
     needed: int = 0
     drawn: bool = False
+    splits: tuple[str, ...] = ()
 
 
 DOMAINS = {
     "rooms": Kind("rooms", drawn=True),
     "folder": Kind("folder", ("root", "depth_unit"), needed=1),
+    "nyu": Kind("nyu", ("root",), splits=("train", "test")),
 }
 
 # Uses of pictures files that must not share any: what is measured, and what learns from pictures.
@@ -55,7 +58,9 @@ class Pictures(NamedTuple):
 
 
 class Dataset(ABC):
-    """Pictures by position, 0 to len - 1, each of its own size."""
+    """Pictures by position, 0 to len - 1, each of its own size. part: the rows and columns that show something, of which squares are made."""
+
+    part: tuple[slice, slice] = (slice(None), slice(None))
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -85,11 +90,11 @@ class Dataset(ABC):
 
         images, depths, valid = np.empty((len(index), size, size, 3), np.uint8), [], np.ones((len(index), size, size), bool)
         for row, i in enumerate(map(int, index)):
-            image, depth = self.image(i), self.depth(i)
+            image, depth = self.image(i)[self.part], self.depth(i)
             images[row] = scaled(image, size, centre(image.shape))
             if depth is not None:
                 try:
-                    square, valid[row] = scaled_depth(depth, size, centre(depth.shape))
+                    square, valid[row] = scaled_depth(depth[self.part], size, centre(image.shape))
                 except ValueError as error:
                     raise ValueError(f"{self.name(i)}: {error}") from None
                 depths.append(square)
@@ -173,6 +178,8 @@ def check(domain: dict, data: dict) -> dict[str, Use]:
             raise ValueError(f"data.{name} is {error}") from None
         if kind.drawn and (uses[name].split is not None or uses[name].count is None):
             raise ValueError(f"data.{name} is {value!r}, but the domain {domain['name']!r} has no splits, expected [first seed, count]")
+        if kind.splits and uses[name].split not in (None, *kind.splits):
+            raise ValueError(f"data.{name} is {value!r}; the splits of the domain {domain['name']!r} are {', '.join(kind.splits)}")
     (_check_seeds if kind.drawn else _check_apart)(uses)
     return uses
 

@@ -31,9 +31,11 @@ def pictures(study: Study, use: str) -> tuple[Dataset, np.ndarray]:
     wanted = study.uses[use]
     source = dataset(study["domain"], wanted.split)
     try:
-        return source, wanted.index(len(source))
+        index = wanted.index(len(source))
     except ValueError as error:
         raise ValueError(f"data.{use}: {error}") from None
+    # Few labels are the first of many, and neighbours in a dataset are often photographs of the same place.
+    return source, np.random.default_rng(0).permutation(index) if use == "labels" and not study.drawn else index
 
 
 def read(path: Path, *needed: str) -> dict[str, np.ndarray]:

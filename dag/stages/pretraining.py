@@ -71,7 +71,7 @@ def training_squares(study: Study) -> tuple[Callable[[np.ndarray], np.ndarray], 
         first = int(index[0])
         return lambda positions: source.squares(first + positions, size).images, f"{name} from seed {first}"
     crop = study["unet"].get("crop", 1.0)
-    return RandomSquares((source.image(int(i)) for i in index), size, crop), f"{name} {study['data']['unet']}, squares from {crop}"
+    return RandomSquares((source.image(int(i))[source.part] for i in index), size, crop), f"{name} {study['data']['unet']}, squares from {crop}"
 
 
 def snapshot(study: Study, *, state: Path, log: Path, out: Path) -> None:

@@ -1,0 +1,208 @@
+"""NYU-Depth v2: both forms it comes in, its splits, what is refused, and the floors that any prediction must beat on it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+
+from dag.data.domain import dataset
+from dag.data.nyu import NYUDepthV2
+from dag.metrics.depth_errors import DepthProtocol, summarise
+
+
+def write_splits(folder: Path, train: list[int], test: list[int]) -> None:
+    savemat(folder / "splits.mat", {"trainNdxs": np.array(train, np.uint16)[:, None], "testNdxs": np.array(test, np.uint16)[:, None]})
+
+
+def write_matlab(folder: Path, images: np.ndarray, depths: np.ndarray) -> Path:
+    """The official file's layout, its axes reversed, of images (n, h, w, 3) and depths (n, h, w)."""
+    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
+        file["images"] = images.transpose(0, 3, 2, 1)
+        file["depths"] = depths.transpose(0, 2, 1)
+    return folder / "nyu_depth_v2_labeled.mat"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Four pictures, 1 and 3 for training, in the folder form."""
+    (tmp_path / "rgb").mkdir()
+    (tmp_path / "depth").mkdir()
+    right = np.arange(640)
+    for index in range(1, 5):
+        image = np.broadcast_to((right // 4 + index)[:, None], (480, 640, 3)).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "rgb" / f"{index:04d}.jpg", quality=95)
+        Image.fromarray(np.broadcast_to(1000 * index + right, (480, 640)).astype(np.uint16)).save(tmp_path / "depth" / f"{index:04d}.png", compress_level=1)
+    write_splits(tmp_path, [3, 1], [2, 4])
+    return tmp_path
+
+
+def test_official_splits_and_arrays(folder):
+    train, test, every = NYUDepthV2(folder, "train"), NYUDepthV2(folder, "test"), NYUDepthV2(folder)
+    assert [train.id(i) for i in range(len(train))] == [1, 3]
+    assert [test.id(i) for i in range(len(test))] == [2, 4]
+    assert len(every) == 4
+    image, depth, valid = test.image(1), test.depth(1), test.valid(1)
+    assert (image.shape, image.dtype) == ((480, 640, 3), np.uint8)
+    assert (depth.shape, depth.dtype) == ((480, 640), np.float32)
+    np.testing.assert_allclose(depth[7], 4 + np.arange(640) / 1000, rtol=1e-6)
+    assert valid[8:472, 8:632].all()
+    assert valid.sum() == 464 * 624
+
+
+def test_both_forms_give_the_same_arrays(folder, tmp_path_factory):
+    every, official = NYUDepthV2(folder), tmp_path_factory.mktemp("official")
+    write_matlab(official, *(np.stack([read(i) for i in range(4)]) for read in (every.image, every.depth)))
+    shutil.copy(folder / "splits.mat", official)
+    for path in (official, official / "nyu_depth_v2_labeled.mat"):
+        for split in ("train", "test", None):
+            ours, theirs = NYUDepthV2(folder, split), NYUDepthV2(path, split)
+            assert len(ours) == len(theirs)
+            for i in range(len(ours)):
+                assert ours.id(i) == theirs.id(i)
+                for read in ("image", "depth", "valid"):
+                    first, second = getattr(ours, read)(i), getattr(theirs, read)(i)
+                    assert first.dtype == second.dtype
+                    np.testing.assert_array_equal(first, second)
+
+
+def test_squares_leave_the_white_frame_out(folder):
+    squares = NYUDepthV2(folder, "train").squares(np.arange(2), 8)
+    assert squares.valid is None
+    assert list(squares.ids) == [1, 3]
+    # The middle 464 of the 624 columns inside the frame, from column 8 + 80 on, eight pixels of 58 columns each.
+    np.testing.assert_allclose(squares.depth[0, 0], 1 + (88 + 58 * np.arange(8) + 28.5) / 1000, rtol=1e-6)
+
+
+def test_the_place_of_the_data_comes_from_the_config_or_the_environment(folder, monkeypatch):
+    monkeypatch.delenv("DAG_NYU_ROOT", raising=False)
+    with pytest.raises(ValueError, match=r"domain\.root.*DAG_NYU_ROOT"):
+        dataset({"name": "nyu", "size": 8}, "train")
+    assert len(dataset({"name": "nyu", "size": 8, "root": str(folder)}, "train")) == 2
+    monkeypatch.setenv("DAG_NYU_ROOT", str(folder))
+    assert len(dataset({"name": "nyu", "size": 8}, None)) == 4
+
+
+def _depth(folder: Path, value: int) -> None:
+    depth = np.full((480, 640), 2000, np.uint16)
+    depth[100, 200] = value
+    Image.fromarray(depth).save(folder / "depth" / "0002.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda f: (f / "rgb" / "0003.jpg").unlink(), "4 depth maps for 3 pictures; '0003' is only among the depths"),
+        (lambda f: (f / "depth" / "0003.png").unlink(), "3 depth maps for 4 pictures; '0003' is only among the pictures"),
+        (lambda f: (f / "rgb" / "0002.jpg").write_bytes(b"no jpeg"), "0002.jpg: not a readable picture"),
+        (lambda f: (f / "rgb" / "0002.jpg").write_bytes((f / "rgb" / "0002.jpg").read_bytes()[:2000]), "0002.jpg: not a readable picture"),
+        (lambda f: Image.new("RGB", (64, 48)).save(f / "rgb" / "0002.jpg"), "picture 2: 48 x 64 pixels, expected 480 x 640"),
+        (lambda f: Image.new("L", (640, 480)).save(f / "rgb" / "0002.jpg"), "0002.jpg: a picture of mode L, expected RGB"),
+        (lambda f: Image.fromarray(np.ones((48, 64), np.uint16)).save(f / "depth" / "0002.png"), "0002.png: 48 x 64 pixels, expected 480 x 640"),
+        (lambda f: _depth(f, 0), "picture 2: depth is 0, negative or not finite at 1 pixels"),
+        (lambda f: write_splits(f, [1, 3], [2, 5]), "splits.mat: split 'test' names picture 5; .* has 4 pictures"),
+        (lambda f: write_splits(f, [1, 3], [0, 2]), "splits.mat: split 'test' names picture 0"),
+        (lambda f: (f / "splits.mat").write_bytes(b"text"), "splits.mat: not a readable .mat file"),
+        (lambda f: savemat(f / "splits.mat", {"trainNdxs": [[1]]}), "splits.mat: has no testNdxs"),
+        (lambda f: savemat(f / "splits.mat", {"testNdxs": [[1.5]]}), "splits.mat: testNdxs holds 1 values of float64"),
+        (lambda f: (f / "rgb" / "0002.jpg").rename(f / "rgb" / "two.jpg"), "two.jpg: expected a name of digits"),
+    ],
+)
+def test_a_spoilt_folder_is_refused(folder, spoil, expected):
+    spoil(folder)
+    with pytest.raises(ValueError, match=expected):
+        NYUDepthV2(folder, "test").squares(np.arange(1), 8)
+
+
+def _matlab(folder: Path, change) -> None:
+    images, depths = np.zeros((4, 480, 640, 3), np.uint8), np.ones((4, 480, 640), np.float32)
+    with h5py.File(write_matlab(folder, images, depths), "a") as file:
+        change(file)
+
+
+def _set(name: str, value, index=None):
+    """A change of an HDF5 file: a dataset replaced, or one number of it."""
+
+    def change(file):
+        if index is None:
+            del file[name]
+            file[name] = value
+        else:
+            file[name][index] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda file: file.pop("depths"), "has no dataset depths; it holds images"),
+        (lambda file: file.pop("images"), "has no dataset images; it holds depths"),
+        (_set("depths", np.ones((4, 480, 640), np.float32)), r"depths is float32 of shape \(4, 480, 640\), expected float32 of shape \(4, 640, 480\)"),
+        (_set("depths", np.ones((3, 640, 480), np.float32)), r"images is uint8 of shape \(4, 3, 640, 480\)"),
+        (_set("images", np.zeros((4, 3, 640, 480), np.float32)), "images is float32"),
+        (_set("depths", np.nan, (1, 5, 5)), "picture 2: depth is 0, negative or not finite at 1 pixels"),
+        (_set("depths", 0, (1, 5, 5)), "picture 2: depth is 0, negative or not finite at 1 pixels"),
+        (_set("depths", -1, (1, 5, 5)), "picture 2: depth is 0, negative or not finite at 1 pixels"),
+    ],
+)
+def test_a_spoilt_matlab_file_is_refused(folder, change, expected):
+    _matlab(folder, change)
+    with pytest.raises(ValueError, match="nyu_depth_v2_labeled.mat.*" + expected):
+        NYUDepthV2(folder, "test").squares(np.arange(1), 8)
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "kind", "expected"),
+    [
+        ("nowhere", "test", FileNotFoundError, "nowhere: no such file or folder"),
+        ("depth", "test", FileNotFoundError, "rgb: no such folder; expected nyu_depth_v2_labeled.mat"),
+        ("splits.mat", "test", ValueError, "splits.mat: not a readable HDF5 file"),
+        ("", "val", ValueError, "'val' is no split of NYU-Depth v2, expected one of train, test"),
+    ],
+)
+def test_what_is_not_the_dataset_is_refused(folder, path, split, kind, expected):
+    with pytest.raises(kind, match=expected):
+        NYUDepthV2(folder / path, split)
+
+
+def test_missing_splits_are_named(folder):
+    (folder / "splits.mat").unlink()
+    assert len(NYUDepthV2(folder)) == 4
+    with pytest.raises(FileNotFoundError, match=r"splits\.mat: no such file"):
+        NYUDepthV2(folder, "train")
+
+
+def test_the_real_set_has_its_official_size(nyu_root):
+    train, test = NYUDepthV2(nyu_root, "train"), NYUDepthV2(nyu_root, "test")
+    assert (len(train), len(test), len(NYUDepthV2(nyu_root))) == (795, 654, 1449)
+    assert not {train.id(i) for i in range(795)} & {test.id(i) for i in range(654)}
+    image, frame = test.image(0), ~test.valid(0)
+    assert np.median(image[frame].min(-1)) > 240 > np.median(image[~frame].min(-1))  # white
+    assert test.depth(0).shape == frame.shape
+
+
+def test_the_floors_of_the_real_set(nyu_root):
+    """Predictions that look at no picture, on the 654 test images; known from elsewhere. At a quarter of the resolution, for time."""
+    train, test = (_quarter_depths(NYUDepthV2(nyu_root, split)) for split in ("train", "test"))
+    mean, disparity, flat = train.mean(0), 1 / (1 / train).mean(0), np.ones((120, 160), np.float32)
+    for prediction, alignment, abs_rel, delta1, rmse in (
+        (mean, "none", 0.402, 0.428, 1.10),
+        (mean, "median", 0.248, 0.572, 0.83),
+        (mean, "scale_shift", 0.233, 0.637, 0.70),
+        (disparity, "scale_shift_disparity", 0.213, 0.615, 0.77),
+        (flat, "median", 0.323, 0.520, 1.00),
+    ):
+        errors = summarise(DepthProtocol(alignment, crop="eigen").evaluate(np.broadcast_to(prediction, test.shape), test))
+        assert errors["abs_rel"] == pytest.approx(abs_rel, abs=0.005), alignment
+        assert errors["delta1"] == pytest.approx(delta1, abs=0.005), alignment
+        assert errors["rmse"] == pytest.approx(rmse, abs=0.01), alignment  # known to two digits
+
+
+def _quarter_depths(pictures: NYUDepthV2) -> np.ndarray:
+    return np.stack([pictures.depth(i)[2::4, 2::4] for i in range(len(pictures))])
