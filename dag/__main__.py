@@ -1,6 +1,6 @@
 """The command: `dag STAGE --config FILE ...`, one stage called, user errors in one line.
 
-The options of a stage are the keyword arguments of its function.
+The options of a stage are the keyword arguments of its function. A stage whose function takes no study (`dag convert IN OUT`) needs no config.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ STAGES = {
     "prepare": "data",
     "pretrain": "pretraining",
     "snapshot": "pretraining",
+    "convert": "pretraining",
     "features": "models",
     "heads": "models",
     "prior": "models",
@@ -59,13 +60,18 @@ def stage(name: str) -> Callable:
 
 def _stage_parser(name: str, function: Callable) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"dag {name}", description=inspect.getdoc(function), formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE", help="the study's config, e.g. config/rooms.yaml")
+    parameters = dict(inspect.signature(function).parameters)
+    if parameters.pop("study", None):
+        parser.add_argument("--config", required=True, metavar="FILE", help="the study's config, e.g. config/rooms.yaml")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default 1)")
     hints = typing.get_type_hints(function)
-    for key, parameter in list(inspect.signature(function).parameters.items())[1:]:
+    for key, parameter in parameters.items():
         kind = hints[key]
         if isinstance(kind, types.UnionType):  # Path | None
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            parser.add_argument(key, type=kind)
+            continue
         several = typing.get_origin(kind) is list
         kind = typing.get_args(kind)[0] if several else kind
         required = parameter.default is inspect.Parameter.empty
@@ -86,13 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         function = stage(name)
         options = vars(_stage_parser(name, function).parse_args(argv[1:]))
-        study = Study.load(options.pop("config"))
+        study = [Study.load(options.pop("config"))] if "config" in options else []
         threads = options.pop("threads")
         # A stage that imports torch later reads the variable.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
-        function(study, **{k: v for k, v in options.items() if v is not None})
+        function(*study, **{k: v for k, v in options.items() if v is not None})
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         if os.environ.get("DAG_TRACEBACK"):
             raise

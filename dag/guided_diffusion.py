@@ -5,6 +5,7 @@ The two programs compute the same function, so this is renaming only, except tha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +18,25 @@ _READ = ("model_channels", "num_channels", "in_channels", "out_channels", "learn
 _ALSO_READ = ("use_new_attention_order", "diffusion_steps", "predict_xstart")
 # Flags of training, precision and sampling: they change nothing in what the network computes.
 _WITHOUT_EFFECT = ("num_heads_upsample", "use_checkpoint", "use_fp16", "sigma_small", "use_kl", "rescale_learned_sigmas", "timestep_respacing")
+
+# Flags of published checkpoints, as the README of guided-diffusion gives them.
+PRESETS = {
+    "adm-lsun-bedroom-256": {
+        "attention_resolutions": "32,16,8",
+        "class_cond": False,
+        "diffusion_steps": 1000,
+        "dropout": 0.1,
+        "image_size": 256,
+        "learn_sigma": True,
+        "noise_schedule": "linear",
+        "num_channels": 256,
+        "num_head_channels": 64,
+        "num_res_blocks": 2,
+        "resblock_updown": True,
+        "use_fp16": True,
+        "use_scale_shift_norm": True,
+    }
+}
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -111,21 +131,17 @@ def module_names(architecture: dict) -> dict[str, str]:
     return names
 
 
-def rename_state(state: dict[str, Tensor], names: dict[str, str], head_dim: int | None, new_order: bool, file: Path) -> dict[str, Tensor]:
-    """A state dict of guided-diffusion under diffusers' names. Raises ValueError for a key that has no place in this architecture."""
-    renamed = {}
-    for key, value in state.items():
-        module, _, leaf = key.rpartition(".")
-        if module not in names:
-            raise ValueError(f"{file}: key {key} is not one of the network that its flags describe")
-        new = names[module]
-        if new.endswith(".qkv"):
-            for part, third in zip("qkv", _split_qkv(value, head_dim, new_order, f"{file}: {key}"), strict=True):
-                renamed[f"{new.removesuffix('qkv')}to_{part}.{leaf}"] = third
-        else:
-            # Attention projects with convolutions of width 1, diffusers with matrices.
-            renamed[f"{new}.{leaf}"] = value.flatten(1) if new.endswith("to_out.0") and leaf == "weight" else value
-    return renamed
+def rename(key: str, value: Tensor, names: dict[str, str], head_dim: int | None, new_order: bool, file: Path) -> dict[str, Tensor]:
+    """One tensor of guided-diffusion's state dict under diffusers' names. Raises ValueError for a key that has no place in this architecture."""
+    module, _, leaf = key.rpartition(".")
+    if module not in names:
+        raise ValueError(f"{file}: key {key} is not one of the network that its flags describe")
+    new = names[module]
+    if new.endswith(".qkv"):
+        thirds = _split_qkv(value, head_dim, new_order, f"{file}: {key}")
+        return {f"{new.removesuffix('qkv')}to_{part}.{leaf}": third for part, third in zip("qkv", thirds, strict=True)}
+    # Attention projects with convolutions of width 1, diffusers with matrices.
+    return {f"{new}.{leaf}": value.flatten(1) if new.endswith("to_out.0") and leaf == "weight" else value}
 
 
 def original_name(key: str, names: dict[str, str]) -> str:
@@ -134,6 +150,67 @@ def original_name(key: str, names: dict[str, str]) -> str:
     head, _, last = module.rpartition(".")
     module = f"{head}.qkv" if last in ("to_q", "to_k", "to_v") else module
     return next((f"{old}.{leaf}" for old, new in names.items() if new == module), key)
+
+
+def contradictions(flags: dict, architecture: dict, specs: Mapping[str, Tensor]) -> list[str]:
+    """Each flag that the shapes of a checkpoint's tensors speak against, and what they imply: ["num_res_blocks is 2, the shapes imply 3"].
+
+    architecture: what `read_flags` made of the flags. specs: the checkpoint's tensors by guided-diffusion's names; only shapes are looked at.
+    """
+    width = flags.get("num_channels", flags.get("model_channels"))
+    kinds = architecture["down_block_types"]
+    said = {
+        "class_cond": False,
+        "in_channels": architecture["in_channels"],
+        "num_channels" if "num_channels" in flags else "model_channels": width,
+        "channel_mult": [channels / width for channels in architecture["block_out_channels"]],
+        "num_res_blocks": architecture["layers_per_block"],
+        "attention_resolutions": [2**level for level, kind in enumerate(kinds) if kind.startswith("Attn")],
+        "use_scale_shift_norm": architecture["resnet_time_scale_shift"] == "scale_shift",
+        "resblock_updown": architecture["downsample_type"] == "resnet",
+        "learn_sigma": architecture["out_channels"] == 2 * architecture["in_channels"],
+    }
+    implied = _implied({key: tuple(value.shape) for key, value in specs.items()})
+    implied["num_channels" if "num_channels" in flags else "model_channels"] = implied.pop("width", None)
+    wrong = [key for key in said if implied.get(key) is not None and said[key] != implied[key]]
+    if isinstance(flags["attention_resolutions"], str):  # image sides, coarsest last
+        for values in (said, implied):
+            values["attention_resolutions"] = ",".join(str(flags["image_size"] // factor) for factor in values.get("attention_resolutions") or [])
+    return [f"{key} is {_plain(said[key])}, the shapes imply {_plain(implied[key])}" for key in wrong]
+
+
+def _implied(shapes: dict[str, tuple[int, ...]]) -> dict:
+    """Flags that can be told from shapes alone; what a damaged state dict does not tell is left out."""
+    parts = {".".join(key.split(".")[:4]) for key in shapes}
+    first, last, time = (shapes.get(key) for key in ("input_blocks.0.0.weight", "out.2.weight", "time_embed.0.weight"))
+    emb, out = (shapes.get(f"output_blocks.0.0.{key}.weight") for key in ("emb_layers.1", "out_layers.3"))
+    found = {"class_cond": any(key.startswith("label_emb.") for key in shapes)}
+    if time:
+        found["width"] = time[1]
+    if first:
+        found["in_channels"] = first[1]
+    if first and last:
+        found["learn_sigma"] = last[0] == 2 * first[1]
+    if emb and out:
+        found["use_scale_shift_norm"] = emb[0] == 2 * out[0]
+    decoder = sorted({int(key.split(".")[1]) for key in shapes if key.startswith("output_blocks.")})
+    # A level ends with the block that has an upsampler after its ResNet and attention.
+    ends = [k for k in decoder for place in (1, 2) if {f"output_blocks.{k}.{place}.in_layers", f"output_blocks.{k}.{place}.conv"} & parts]
+    if not ends or len(decoder) != (ends[0] + 1) * (len(ends) + 1):
+        return found
+    found["resblock_updown"] = f"output_blocks.{ends[0]}.1.conv" not in parts and f"output_blocks.{ends[0]}.2.conv" not in parts
+    found["num_res_blocks"] = ends[0]
+    levels = [k for k in decoder if k % (ends[0] + 1) == 0][::-1]  # the first block of each, finest level first
+    found["attention_resolutions"] = [2**level for level, k in enumerate(levels) if f"output_blocks.{k}.1.qkv" in parts]
+    widths = [shapes.get(f"output_blocks.{k}.0.out_layers.3.weight") for k in levels]
+    if time and all(widths):
+        found["channel_mult"] = [shape[0] / time[1] for shape in widths]
+    return found
+
+
+def _plain(value):
+    """Whole numbers of a list without their decimal point."""
+    return [int(v) if v == int(v) else v for v in value] if isinstance(value, list) else value
 
 
 def _split_qkv(qkv: Tensor, head_dim: int | None, new_order: bool, what: str) -> list[Tensor]:

@@ -9,46 +9,54 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import yaml
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dag import guided_diffusion
 from dag.diffusion import PREDICTION_TYPES, Diffusion
+from dag.tensor_files import TensorFile, line, open_pickle, open_safetensors, read_mapping
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
 
-_DIFFUSERS_WEIGHTS = tuple(f"diffusion_pytorch_model.{kind}" for kind in ("safetensors", "fp16.safetensors", "bin", "fp16.bin"))
+# The second part is diffusers' "variant"; `ema` holds averaged weights beside those of training.
+_DIFFUSERS_WEIGHTS = tuple(f"diffusion_pytorch_model.{v}{end}" for end in ("safetensors", "bin") for v in ("", "ema.", "fp16."))
+_PIPELINE_PARTS = ("unet", "unet_ema")  # folders of a pipeline, or of a training's checkpoint, that hold its U-Net
 # Names that diffusers gave the four projections of an attention before version 0.14; published DDPM weights still have them.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# What reading a damaged or foreign file as a pickle may raise.
-_UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, pickle.UnpicklingError)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  # owner/name, or owner/name@revision
+
+Rename = Callable[[str, Tensor], Mapping[str, Tensor]]
 
 
-def load_unet(path: str | Path) -> tuple[UNet2DModel, dict]:
+def load_unet(path: str | Path, flags: str | Path | dict | None = None) -> tuple[UNet2DModel, dict]:
     """A pretrained U-Net in float32, eval mode and frozen, and what its diffusion is.
 
-    path: a diffusers folder (a pipeline's, or one U-Net's: config.json and weights side by side), a guided-diffusion `.pt` with its flags
-    as `.json` or `.yaml` of the same name beside it, or a `.safetensors` of `save_module` whose config has "architecture".
+    path: a diffusers folder (a pipeline's, or one U-Net's: config.json and weights side by side) or its hub name "owner/name", with or without
+    "@revision"; a guided-diffusion `.pt` with its flags as `.json` or `.yaml` of the same name beside it; or a `.safetensors` of `save_module`
+    whose config has "architecture". flags: for a `.pt`, a file of flags elsewhere, the flags themselves, or a name of `guided_diffusion.PRESETS`.
     The dict has prediction_type, num_timesteps, beta_start, beta_end, beta_schedule, learn_sigma, and sha256 of the weight file.
+    Tensors are read one at a time: loading needs little more memory than the network itself.
     Raises FileNotFoundError or ValueError, in one line that names the file, for what is missing, damaged or does not fit.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)
+    if not path.exists() and _HUB_NAME.fullmatch(name) and path.suffix not in (".pt", ".pth", ".safetensors"):
+        path = from_hub(name)
+    if flags is not None and path.suffix not in (".pt", ".pth"):
+        raise ValueError(f"{path}: flags are given, expected none: they are for a guided-diffusion .pt")
     if path.is_dir():
         unet, settings, source = _load_diffusers(path)
     elif not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder (models are read from local paths only; download a hub model first)")
+        raise FileNotFoundError(f"{path}: no such file or folder, and no hub name (owner/name)")
     elif path.suffix in (".pt", ".pth"):
-        unet, settings, source = _load_guided_diffusion(path)
+        unet, settings, source = _load_guided_diffusion(path, flags)
     elif path.suffix == ".safetensors":
         unet, settings, source = _load_own(path)
     else:
@@ -57,9 +65,35 @@ def load_unet(path: str | Path) -> tuple[UNet2DModel, dict]:
     return unet.eval().requires_grad_(False), {**settings, "learn_sigma": learn_sigma, "sha256": sha256(source)}
 
 
-def save_unet(unet: UNet2DModel, folder: str | Path, *, prediction_type: str, diffusion: Diffusion, dtype: torch.dtype = torch.float16) -> None:
+def from_hub(name: str) -> Path:
+    """The folder of a hub model "owner/name" or "owner/name@revision", downloaded into the hub's own cache unless it is there.
+
+    Of its weights only the safetensors, or the .bin where there are none. Raises FileNotFoundError, which says what to do, where the hub
+    cannot be reached or has no such model.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    try:
+        if not _HUB_NAME.fullmatch(name):
+            raise ValueError("a hub name is owner/name")
+        folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+        if not any(folder.rglob("*.safetensors")):
+            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=["*.json", "*.bin"]))
+    except Exception as error:  # its client raises many kinds, of several packages
+        raise FileNotFoundError(
+            f"{name}: no such file or folder, and the hub does not give a model of this name ({line(error)}); "
+            "download its files where there is a network and give the path of their folder"
+        ) from None
+    return folder
+
+
+def save_unet(
+    unet: UNet2DModel, folder: str | Path, *, prediction_type: str, diffusion: Diffusion, dtype: torch.dtype = torch.float16, flat: bool = False
+) -> None:
     """Write a U-Net as a diffusers pipeline folder, which `DDPMPipeline.from_pretrained(folder)` and `load_unet` read.
 
+    flat: all files side by side, like the published `google/ddpm-*`, so that `UNet2DModel.from_pretrained(folder)` reads it too.
     A new folder appears whole; in an existing one the files are replaced one by one, the index last, and other files stay.
     Raises ValueError for an unknown prediction_type.
     """
@@ -81,11 +115,12 @@ def save_unet(unet: UNet2DModel, folder: str | Path, *, prediction_type: str, di
     index = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        for name in ("unet", "scheduler"):
-            (aside / name).mkdir(parents=True)
-        save_file(_tensors(unet, dtype), aside / "unet" / _DIFFUSERS_WEIGHTS[0], {"format": "pt"})
-        _write_json(aside / "unet" / "config.json", {"_class_name": "UNet2DModel", **version, **architecture(unet)})
-        _write_json(aside / "scheduler" / "scheduler_config.json", {"_class_name": "DDPMScheduler", **version, **scheduler})
+        network, noise = (aside, aside) if flat else (aside / "unet", aside / "scheduler")
+        for part in (network, noise):
+            part.mkdir(parents=True, exist_ok=True)
+        save_file(_tensors(unet, dtype), network / _DIFFUSERS_WEIGHTS[0], {"format": "pt"})
+        _write_json(network / "config.json", {"_class_name": "UNet2DModel", **version, **architecture(unet)})
+        _write_json(noise / "scheduler_config.json", {"_class_name": "DDPMScheduler", **version, **scheduler})
         _write_json(aside / "model_index.json", {"_class_name": "DDPMPipeline", **version, **index})
         _move_into_place(aside, folder)
     finally:
@@ -111,9 +146,13 @@ def save_module(module: nn.Module, config: dict, path: str | Path) -> None:
 
 def load_module_file(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """(state dict, config) of a file of `save_module`, tensors on the CPU. Raises FileNotFoundError, or ValueError for a damaged or foreign file."""
-    state, metadata = _read_safetensors(Path(path))
+    file = open_safetensors(Path(path))
+    return file.all(), _metadata(file, path)
+
+
+def _metadata(file: TensorFile, path: str | Path) -> dict:
     try:
-        return state, {key: json.loads(value) for key, value in metadata.items()}
+        return {key: json.loads(value) for key, value in file.metadata.items()}
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}: its metadata is not JSON ({error.msg}); expected a file written by this project, or the folder of a diffusers model"
@@ -129,24 +168,24 @@ def sha256(path: str | Path) -> str:
 def _load_diffusers(folder: Path) -> tuple[UNet2DModel, dict, Path]:
     if (folder / "config.json").exists():
         # A pipeline's `unet` folder given by itself: the scheduler beside it knows the prediction type.
-        root = folder.parent if folder.name == "unet" and (folder.parent / "model_index.json").exists() else folder
+        root = folder.parent if folder.name in _PIPELINE_PARTS and (folder.parent / "model_index.json").exists() else folder
     elif (folder / "unet" / "config.json").exists():
         root, folder = folder, folder / "unet"
     else:
         raise FileNotFoundError(f"{folder}: has neither config.json nor unet/config.json, expected a diffusers folder")
-    config = _read_mapping(folder / "config.json")
+    config = read_mapping(folder / "config.json")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{folder / 'config.json'}: a {config['_class_name']}, expected a UNet2DModel")
     schedulers = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
     scheduler = next((file for file in schedulers if file.exists()), None)
     if scheduler is None and root != folder:
         raise FileNotFoundError(f"{schedulers[0]}: missing, expected the scheduler of the pipeline in {root}")
-    settings = _scheduler_settings(_read_mapping(scheduler) if scheduler else {}, scheduler)
+    settings = _scheduler_settings(read_mapping(scheduler) if scheduler else {}, scheduler)
     source = next((folder / name for name in _DIFFUSERS_WEIGHTS if (folder / name).exists()), None)
     if source is None:
         raise FileNotFoundError(f"{folder}: no weights, expected one of {', '.join(_DIFFUSERS_WEIGHTS)}")
-    state = _read_safetensors(source)[0] if source.suffix == ".safetensors" else _read_pickle(source)
-    return _build(config, {_new_attention_name(key): value for key, value in state.items()}, source), settings, source
+    file = open_safetensors(source) if source.suffix == ".safetensors" else open_pickle(source)
+    return _build(config, file, source, lambda key, value: {_new_attention_name(key): value}), settings, source
 
 
 def _scheduler_settings(config: dict, file: Path | None) -> dict:
@@ -165,27 +204,52 @@ def _scheduler_settings(config: dict, file: Path | None) -> dict:
     return settings
 
 
-def _load_guided_diffusion(path: Path) -> tuple[UNet2DModel, dict, Path]:
-    flags_file = next((path.with_suffix(s) for s in (".json", ".yaml", ".yml") if path.with_suffix(s).exists()), None)
-    if flags_file is None:
-        raise FileNotFoundError(f"{path}: no flags beside it, expected {path.with_suffix('.json').name} or {path.with_suffix('.yaml').name}")
-    flags = _read_mapping(flags_file)
-    config, settings = guided_diffusion.read_flags(flags, flags_file)
-    names = guided_diffusion.module_names(config)
-    state = guided_diffusion.rename_state(_read_pickle(path), names, config["attention_head_dim"], bool(flags.get("use_new_attention_order")), path)
-    return _build(config, state, path, lambda key: guided_diffusion.original_name(key, names)), settings, path
+def _load_guided_diffusion(path: Path, given: str | Path | dict | None) -> tuple[UNet2DModel, dict, Path]:
+    flags, where = _flags(path, given)
+    config, settings = guided_diffusion.read_flags(flags, where)
+    names, file = guided_diffusion.module_names(config), open_pickle(path)
+    head_dim, new_order = config["attention_head_dim"], bool(flags.get("use_new_attention_order"))
+
+    def rename(key: str, value: Tensor) -> dict[str, Tensor]:
+        return guided_diffusion.rename(key, value, names, head_dim, new_order, path)
+
+    try:
+        return _build(config, file, path, rename, lambda key: guided_diffusion.original_name(key, names)), settings, path
+    except ValueError as error:
+        if wrong := guided_diffusion.contradictions(flags, config, file.specs):
+            raise ValueError(f"{error}; of {where}, {' and '.join(wrong)}") from None
+        raise
+
+
+def _flags(path: Path, given: str | Path | dict | None) -> tuple[dict, Path]:
+    """The flags of a checkpoint, and where they are from."""
+    if isinstance(given, dict):
+        return given, path
+    if given in guided_diffusion.PRESETS:
+        return guided_diffusion.PRESETS[given], Path(given)
+    if given is not None:
+        if not Path(given).is_file():
+            raise FileNotFoundError(f"{given}: no such file of flags, and no preset ({', '.join(guided_diffusion.PRESETS)})")
+        return read_mapping(Path(given)), Path(given)
+    beside = [path.with_suffix(suffix) for suffix in (".json", ".yaml", ".yml")]
+    file = next((f for f in beside if f.exists()), None)
+    if file is None:
+        presets = ", ".join(guided_diffusion.PRESETS)
+        raise FileNotFoundError(f"{path}: no flags beside it, expected {beside[0].name} or {beside[1].name}, or flags given as a file or preset ({presets})")
+    return read_mapping(file), file
 
 
 def _load_own(path: Path) -> tuple[UNet2DModel, dict, Path]:
-    state, config = load_module_file(path)
+    file = open_safetensors(path)
+    config = _metadata(file, path)
     if "architecture" not in config:
         raise ValueError(f"{path}: its metadata has {', '.join(sorted(config)) or 'nothing'}, expected the architecture of a U-Net")
     settings = _scheduler_settings({**config, "num_train_timesteps": config.get("num_timesteps", 1000)}, path)
-    return _build(config["architecture"], state, path), settings, path
+    return _build(config["architecture"], file, path), settings, path
 
 
-def _build(config: dict, state: dict[str, Tensor], path: Path, name: Callable[[str], str] = str) -> UNet2DModel:
-    """The U-Net of `config` with exactly the tensors of `state`. name: diffusers' key -> the file's key, for messages."""
+def _build(config: dict, file: TensorFile, path: Path, rename: Rename = lambda key, value: {key: value}, name: Callable[[str], str] = str) -> UNet2DModel:
+    """The U-Net of `config` with exactly the tensors of `file`. rename: the file's key and tensor -> diffusers'; name: the way back, for messages."""
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     if config.get("num_class_embeds") is not None or config.get("class_embed_type") is not None:
@@ -195,9 +259,10 @@ def _build(config: dict, state: dict[str, Tensor], path: Path, name: Callable[[s
         with torch.device("meta"):
             unet = UNet2DModel.from_config(config)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path}: its architecture builds no UNet2DModel ({_line(error)})") from error
-    check_state(unet, state, path, name)
-    unet.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+        raise ValueError(f"{path}: its architecture builds no UNet2DModel ({line(error)})") from error
+    check_state(unet, {new: part for key, spec in file.specs.items() for new, part in rename(key, spec).items()}, path, name)
+    state = {new: part.float() for key in file.specs for new, part in rename(key, file.read(key)).items()}
+    unet.load_state_dict(state, assign=True)
     return unet
 
 
@@ -232,56 +297,11 @@ def _move_into_place(aside: Path, folder: Path) -> None:
     if not folder.exists():
         os.rename(aside, folder)
         return
-    for file in ("unet/config.json", f"unet/{_DIFFUSERS_WEIGHTS[0]}", "scheduler/scheduler_config.json", "model_index.json"):
-        (folder / file).parent.mkdir(exist_ok=True)
-        os.replace(aside / file, folder / file)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    _require(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = file.keys()
-            return {key: file.get_tensor(key) for key in keys}, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole safetensors file ({_line(error)}); {path.stat().st_size} bytes found, copy or download it again") from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    _require(path)
-    with open(path, "rb") as file:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except _UNREADABLE as error:
-            size = path.stat().st_size
-            raise ValueError(f"{path}: not a whole PyTorch file of tensors ({_line(error)}); {size} bytes found, copy or download it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: holds a {type(state).__name__}, expected a state dict: tensors by name")
-    return state
-
-
-def _read_mapping(path: Path) -> dict:
-    """Names and values of a JSON or YAML file."""
-    _require(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not {path.suffix[1:].upper()} ({_line(error)})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: holds a {type(value).__name__}, expected names and values")
-    return value
+    for file in sorted((f for f in aside.rglob("*") if f.is_file()), key=lambda f: f.name == "model_index.json"):
+        place = folder / file.relative_to(aside)
+        place.parent.mkdir(exist_ok=True)
+        os.replace(file, place)
 
 
 def _write_json(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message: some run to a page."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -16,7 +16,7 @@ FLOORS = {
     "command": ("dag.__main__",),
     "stages": ("dag.stages",),
     "ideas": ("dag.guidance", "dag.controls", "dag.sampling", "dag.heads", "dag.estimators", "dag.training"),
-    "foundations": ("dag.diffusion", "dag.unet", "dag.weights", "dag.guided_diffusion", "dag.data", "dag.metrics"),
+    "foundations": ("dag.diffusion", "dag.unet", "dag.weights", "dag.guided_diffusion", "dag.tensor_files", "dag.data", "dag.metrics"),
     "package": ("dag",),  # __init__.py: the version, which everything may read
 }
 HEIGHT = {name: height for height, name in enumerate(reversed(FLOORS))}

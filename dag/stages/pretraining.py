@@ -1,4 +1,4 @@
-"""Stages pretrain and snapshot: the diffusion U-Net that the study takes as given, trained from nothing on the domain's pictures."""
+"""The U-Net that a study takes as given: pretrain and snapshot train it on the domain's pictures, convert brings a published one."""
 
 from __future__ import annotations
 
@@ -86,6 +86,24 @@ def snapshot(study: Study, *, state: Path, log: Path, out: Path) -> None:
     network.load_state_dict(saved["ema"])
     save_unet(network, out, prediction_type=study["unet"]["prediction_type"], diffusion=Diffusion())
     write_model_card(study, recipe, out, log, saved["step"])
+
+
+def convert(source: str, out: Path, *, flags: str | None = None, precision: str = "fp16") -> None:
+    """Write a pretrained U-Net as a diffusers folder, which `UNet2DModel.from_pretrained` and `DDPMPipeline.from_pretrained` read.
+
+    source: a guided-diffusion .pt, a diffusers folder or hub name, or a .safetensors of this project. flags: for a .pt without its flags
+    beside it, their file or the name of a preset. precision: fp16, bf16 or fp32 weights. What it was made from is in source.json there.
+    """
+    from dag.weights import load_unet, save_unet
+
+    kinds = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    if precision not in kinds:
+        raise ValueError(f"precision is {precision!r}, expected one of {', '.join(kinds)}")
+    unet, meta = load_unet(source, flags)
+    diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
+    save_unet(unet, out, prediction_type=meta["prediction_type"], diffusion=diffusion, dtype=kinds[precision], flat=True)
+    with writing(out / "source.json") as aside:
+        aside.write_text(json.dumps({"source": source, "flags": flags, "precision": precision, **meta}, indent=1) + "\n")
 
 
 def write_model_card(study: Study, recipe: Recipe, out: Path, log: Path, steps: int) -> None:

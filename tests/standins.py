@@ -1,0 +1,169 @@
+"""Tiny files in exactly the formats of the published checkpoints, with random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ADM_BEDROOM = {"width": 256, "mult": (1, 1, 2, 2, 4, 4), "blocks": 2, "factors": (8, 16, 32)}
+
+
+def adm_shapes(*, width: int, mult: tuple, blocks: int, factors: tuple, out: int = 6) -> dict[str, tuple[int, ...]]:
+    """{key: shape} of guided-diffusion's UNetModel with scale-shift norm and resampling ResNets, from its description, not from our converter.
+
+    factors: downsampling factors at which it attends.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, *weight: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = weight, weight[:1]
+
+    def resnet(name: str, c_in: int, c_out: int) -> None:
+        layer(f"{name}.in_layers.0", c_in)
+        layer(f"{name}.in_layers.2", c_out, c_in, 3, 3)
+        layer(f"{name}.emb_layers.1", 2 * c_out, 4 * width)
+        layer(f"{name}.out_layers.0", c_out)
+        layer(f"{name}.out_layers.3", c_out, c_out, 3, 3)
+        if c_in != c_out:
+            layer(f"{name}.skip_connection", c_out, c_in, 1, 1)
+
+    def attention(name: str, c: int) -> None:
+        layer(f"{name}.norm", c)
+        layer(f"{name}.qkv", 3 * c, c, 1)
+        layer(f"{name}.proj_out", c, c, 1)
+
+    layer("time_embed.0", 4 * width, width)
+    layer("time_embed.2", 4 * width, 4 * width)
+    c = int(mult[0] * width)
+    layer("input_blocks.0.0", c, 3, 3, 3)
+    skips, n = [c], 1
+    for level, m in enumerate(mult):
+        for _ in range(blocks):
+            resnet(f"input_blocks.{n}.0", c, c := int(m * width))
+            if 2**level in factors:
+                attention(f"input_blocks.{n}.1", c)
+            skips.append(c)
+            n += 1
+        if level + 1 < len(mult):
+            resnet(f"input_blocks.{n}.0", c, c)
+            skips.append(c)
+            n += 1
+    resnet("middle_block.0", c, c)
+    attention("middle_block.1", c)
+    resnet("middle_block.2", c, c)
+    n = 0
+    for level, m in reversed(list(enumerate(mult))):
+        for block in range(blocks + 1):
+            resnet(f"output_blocks.{n}.0", c + skips.pop(), c := int(m * width))
+            attends = 2**level in factors
+            if attends:
+                attention(f"output_blocks.{n}.1", c)
+            if level and block == blocks:
+                resnet(f"output_blocks.{n}.{1 + attends}", c, c)
+            n += 1
+    layer("out.0", c)
+    layer("out.2", out, c, 3, 3)
+    return shapes
+
+
+def adm_state(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.float16, seed: int = 0) -> dict[str, Tensor]:
+    """Random tensors of these shapes, each with storage of its own, small enough that a forward pass stays finite."""
+    pool = torch.randn(1 << 20, generator=torch.Generator().manual_seed(seed)).mul(0.02).to(dtype)
+    state = {}
+    for at, (key, shape) in enumerate(shapes.items()):
+        count = torch.Size(shape).numel()
+        state[key] = pool.roll(at).repeat(-(-count // len(pool)))[:count].reshape(shape).clone()
+    return state
+
+
+def write_adm(path: Path, flags: dict | None = None, **architecture) -> Path:
+    """A guided-diffusion checkpoint, and its flags beside it where they are given."""
+    torch.save(adm_state(adm_shapes(**architecture)), path)
+    if flags is not None:
+        path.with_suffix(".json").write_text(json.dumps(flags))
+    return path
+
+
+class _Layers(nn.Module):
+    """2048 numbers of a normalised picture: the mean of each channel, then those of random filters."""
+
+    def __init__(self):
+        super().__init__()
+        self.filters = nn.Parameter(torch.randn(61, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 14)
+
+    def forward(self, x):
+        mean = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        seen = torch.tanh(F.conv2d(x, self.filters, stride=16)).mean((2, 3))
+        return torch.cat([mean, seen], 1).repeat(1, 32)
+
+
+class _Inception(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = _Layers()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def write_inception(path: Path) -> Path:
+    """A TorchScript file with the interface that clean-fid uses of FID's Inception: `layers`, from (b, 3, 299, 299) around 0 to 2048 features."""
+    torch.jit.save(torch.jit.script(_Inception()), path)
+    return path
+
+
+def write_dpt(folder: Path, size: int = 32) -> Path:
+    """A DPT of 40,000 parameters with random weights, its image processor beside it, as transformers saves them."""
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    torch.manual_seed(0)
+    config = DPTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=size,
+        patch_size=8,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=8,
+        use_auxiliary_head=False,
+    )
+    network = DPTForDepthEstimation(config)
+    torch.nn.init.constant_(network.head.head[-2].bias, 1.0)  # its last layer is a ReLU: let it not begin at zero
+    network.save_pretrained(folder)
+    DPTImageProcessor(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    return folder
+
+
+def drawn_pictures(n: int, shapes: Sequence[tuple[int, int]] = ((48, 64), (64, 48), (40, 40), (37, 50))) -> list[np.ndarray]:
+    """Smooth coloured pictures, uint8, of these (h, w) in turn."""
+    random = np.random.default_rng(0)
+    coarse = [Image.fromarray(random.integers(0, 256, (5, 5, 3), np.uint8)) for _ in range(n)]
+    return [np.asarray(c.resize(shapes[i % len(shapes)][::-1], Image.Resampling.BICUBIC)) for i, c in enumerate(coarse)]
+
+
+def encoded(image: np.ndarray, kind: str) -> bytes:
+    """A picture as the bytes of a webp or jpeg file."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, kind, quality=90)
+    return stream.getvalue()
+
+
+def write_lmdb(folder: Path, items: Mapping[bytes, bytes]) -> Path:
+    """A database in the layout of LSUN's: data.mdb and lock.mdb in a folder, encoded pictures by key."""
+    import lmdb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with lmdb.open(str(folder), map_size=1 << 26) as database, database.begin(write=True) as transaction:
+        for key, value in items.items():
+            transaction.put(key, value)
+    return folder
