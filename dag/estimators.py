@@ -1,13 +1,21 @@
-"""Depth estimators: networks that map an image to depth. The judge of dFID and the downstream network of Table 4."""
+"""Depth estimators: networks that map an image to depth. The judge of dFID, the labels of photographs, the downstream network of Table 4."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dag.data.depth import DepthCoding
-from dag.data.images import to_tensor
+from dag.data.images import to_tensor, to_uint8
+from dag.weights import from_hub, sha256
+
+OUTPUTS = ("inverse", "metres")
+# DPT builds weights here that its forward pass never uses; published files leave them out.
+_UNUSED = "fusion_stage.layers.0.residual_layer1."
 
 
 class DepthUNet(nn.Module):
@@ -24,6 +32,77 @@ class DepthUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.unet(image, torch.zeros(len(image), device=image.device)).sample
+
+
+class PretrainedDepth(nn.Module):
+    """A depth network of transformers (DPT and others) with the interface of DepthUNet: image in [-1, 1] (b, 3, s, s) to coded depth (b, 1, s, s).
+
+    processor: the network's own image processor. output: "inverse", what DPT and MiDaS give (see `inverse_to_metres`, also for bounds), or
+    "metres". Raises ValueError where the network's output is not finite.
+    """
+
+    def __init__(self, network: nn.Module, processor, coding: DepthCoding, output: str = "inverse", bounds: tuple[float, float] | None = None):
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ValueError(f"output of a depth network is {output!r}, expected one of {', '.join(OUTPUTS)}")
+        self.network, self.processor, self.coding, self.output, self.bounds = network, processor, coding, output, bounds
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = self.processor(images=list(to_uint8(image)), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+        found = self.network(pixel_values=pixels.to(image.device)).predicted_depth.float()
+        # The filter by which transformers brings depth back to the picture's size.
+        found = F.interpolate(found[:, None], image.shape[-2:], mode="bicubic", align_corners=False)
+        if not found.isfinite().all():
+            raise ValueError(f"the depth network gives NaN or infinity for {int((~found.isfinite()).flatten(1).any(1).sum())} of {len(image)} pictures")
+        metres = found if self.output == "metres" else inverse_to_metres(found, self.coding.near, self.coding.far, self.bounds)
+        return self.coding.encode(metres)
+
+
+def inverse_to_metres(inverse: Tensor, near: float, far: float, bounds: tuple[float, float] | None = None) -> Tensor:
+    """Inverse depth that is known up to scale and shift (b, ..., h, w), large where near, as metres from near to far of the same shape.
+
+    A network like DPT (Ranftl et al. 2021, arXiv 2103.13413) gives a / depth + b, with a > 0 and b of its own for every picture. Its lowest value
+    becomes far and its highest near, linearly in 1 / depth: 1 / metres = 1 / far + u (1 / near - 1 / far), u = (inverse - low) / (high - low),
+    clipped to [0, 1]. bounds: (low, high) for all pictures; None: the extremes of each picture, so that a and b drop out. A picture of one
+    value has no depth to tell and is far everywhere. Raises ValueError unless low < high.
+    """
+    if bounds is None:
+        low, high = inverse.flatten(1).min(1).values, inverse.flatten(1).max(1).values
+        low, high = (edge.reshape(-1, *[1] * (inverse.ndim - 1)) for edge in (low, high))
+    else:
+        low, high = bounds
+        if not low < high:
+            raise ValueError(f"bounds of inverse depth are {low} and {high}, expected low < high")
+    span = torch.as_tensor(high - low)
+    share = ((inverse - low) / torch.where(span > 0, span, 1.0)).clamp(0, 1)
+    return 1 / (1 / far + share * (1 / near - 1 / far))
+
+
+def load_pretrained(model: str | Path, coding: DepthCoding, output: str = "inverse", bounds: tuple[float, float] | None = None) -> tuple[PretrainedDepth, dict]:
+    """A depth-estimation model of transformers, frozen, in float32 on the CPU; and {"model": its name, "sha256": of each weight file by name}.
+
+    model: a folder (config.json, preprocessor_config.json, weights) or a hub name such as "Intel/dpt-large", with or without "@revision".
+    Raises ValueError or FileNotFoundError, in one line, where transformers is not installed, and for a model that is missing, damaged, incomplete
+    or no depth network.
+    """
+    try:
+        from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    except ImportError:
+        raise ValueError(f"{model}: depth networks like this need transformers: pip install 'dag-depth-guidance[paper]'") from None
+    folder = Path(model) if Path(model).is_dir() else from_hub(str(model))
+    for name in ("config.json", "preprocessor_config.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: no such file, expected the folder of a depth network as transformers saves it")
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder)
+        network, loaded = AutoModelForDepthEstimation.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    except Exception as error:  # transformers and safetensors raise many kinds for a damaged or foreign folder
+        raise ValueError(f"{folder}: not a depth network of transformers ({' '.join(str(error).split())[:200]})") from None
+    if missing := sorted(key for key in loaded["missing_keys"] if _UNUSED not in key):
+        raise ValueError(f"{folder}: its weights have no {missing[0]} ({len(missing)} missing), which its config.json builds")
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin"))
+    facts = {"model": str(model), "sha256": {file.name: sha256(file) for file in files}}
+    return PretrainedDepth(network, processor, coding, output, bounds).eval().requires_grad_(False), facts
 
 
 def depth_loss(model: nn.Module, data: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
