@@ -46,7 +46,6 @@ rule measure_sweep:
 rule known_answers:
     input:
         heldout=f"{RESULTS}/data/heldout.npz",
-        reference=f"{RESULTS}/data/reference.npz",
     output:
         f"{RESULTS}/metrics/known_answers.csv",
     log:
@@ -58,7 +57,7 @@ rule known_answers:
         command=dag("known_answers"),
         stamp=stamp("known_answers", "evaluation", "depth"),
     shell:
-        "{params.command} --heldout {input.heldout} --reference {input.reference} --out {output} 2> {log}"
+        "{params.command} --heldout {input.heldout} --out {output} 2> {log}"
 
 
 rule geometry:
