@@ -1,12 +1,13 @@
 """Depth-aware guidance (DAG, section 4.2): one U-Net forward, weighted losses on the depth read from it, one gradient.
 
-A term is a callable `term(depths, t, rng) -> (b,)` with attributes `name`, `weight` and `heads` (the heads it reads; `depths` holds
-their outputs by name), so a loss of one's own is one small class beside the two of the paper.
+A loss of one's own is one small class beside the two of the paper: see `Term`, and examples/floor_plane.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from dag.diffusion import PREDICTION_TYPES, Diffusion, Prediction
 from dag.unet import forward_with_taps, split_output
+from dag.weights import load_unet
 
-__all__ = ["Consistency", "DepthGuidance", "Prediction", "Prior", "UNetPredictor", "depth_consistency", "depth_prior"]
+__all__ = ["Consistency", "DepthGuidance", "Prediction", "Prior", "Term", "UNetPredictor", "depth_consistency", "depth_prior"]
 
 REDUCTIONS = ("mean", "sum")
 PRECISIONS = ("fp32", "bf16")
@@ -43,6 +45,21 @@ def depth_prior(depth: Tensor, prior: Callable, diffusion: Diffusion, tau: Tenso
     """
     d_tau = diffusion.q_sample(depth, tau, eta_noise)
     return _reduce((eta_noise - prior(d_tau, tau)).square(), reduction)
+
+
+class Term(Protocol):
+    """What a guidance term is: a differentiable loss on depth.
+
+    name: under which its loss is reported. weight: of its gradient, 0 for none. heads: the names of the heads that it reads. Called with
+    depths, {name of head: coded depth (b, 1, s, s)}, t (b,) and rng, from whose streams it may draw (`rng.randn(stream, shape)`), it returns
+    one loss per sample (b,) that depends on that sample's depth alone.
+    """
+
+    name: str
+    weight: float
+    heads: tuple[str, ...]
+
+    def __call__(self, depths: dict[str, Tensor], t: Tensor, rng) -> Tensor: ...
 
 
 class Consistency:
@@ -103,6 +120,13 @@ class UNetPredictor:
         self.diffusion, self.prediction_type = diffusion, prediction_type
         self.precision, self.checkpoint = precision, checkpoint
 
+    @classmethod
+    def load(cls, path: str | Path, **options) -> UNetPredictor:
+        """The predictor of a pretrained U-Net that `load_unet` reads, with its own diffusion. options: precision, channels_last, checkpoint."""
+        unet, meta = load_unet(path)
+        diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
+        return cls(unet, diffusion, meta["prediction_type"], **options)
+
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: Tensor, rng=None) -> Prediction:
         return self.taps(x_t, t, (), with_grad=False)[0]
@@ -121,6 +145,13 @@ class UNetPredictor:
         output, _ = split_output(output.to(x_t.dtype), x_t.shape[1])
         return self.diffusion.to_eps(output, x_t, t, self.prediction_type)
 
+    def read_depth(self, head: Callable, images: Tensor, t: int, noise: Tensor) -> Tensor:
+        """Coded depth (b, 1, s, s) that a head reads from finished images (b, c, s, s), which `noise` of their shape takes to timestep t."""
+        steps = torch.full((len(images),), t, device=images.device)
+        with torch.inference_mode():
+            _, found = self.taps(self.diffusion.q_sample(images, steps, noise), steps, head.blocks, with_grad=False)
+            return head(found, steps, images.shape[-1])
+
     def _autocast(self, x_t: Tensor) -> torch.autocast:
         return torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -129,14 +160,14 @@ class DepthGuidance:
     """A predictor that adds the gradient of weighted depth losses to another predictor's eps.
 
     predictor: a predictor that also has `.taps(x_t, t, blocks, with_grad) -> (Prediction, {block: feature})`, e.g. `UNetPredictor`.
-    heads: named depth heads, each a callable head(features, t, size) with `.blocks`, the decoder blocks it reads. terms: see the
-    module's docstring; those of weight 0 are never computed. window: (low, high), the original timesteps, inclusive, at which guidance acts.
+    heads: named depth heads, each a callable head(features, t, size) with `.blocks`, the decoder blocks it reads. terms: see
+    `Term`; those of weight 0 are never computed. window: (low, high), the original timesteps, inclusive, at which guidance acts.
 
     Losses are per sample and summed over the batch, so no sample's gradient depends on its batch-mates. Raises ValueError on a head
     that is missing or in training mode (its batch norm would mix the samples of a batch), on two terms of one name, and on an empty window.
     """
 
-    def __init__(self, predictor, heads: Mapping[str, Callable] | nn.ModuleDict, terms: Sequence[Callable], window: tuple[int, int] = (0, 10**9)):
+    def __init__(self, predictor, heads: Mapping[str, Callable] | nn.ModuleDict, terms: Sequence[Term], window: tuple[int, int] = (0, 10**9)):
         if window[0] > window[1]:
             raise ValueError(f"window is {tuple(window)}, expected (low, high) with low <= high")
         names = [term.name for term in terms]
@@ -168,9 +199,16 @@ class DepthGuidance:
             prediction, features = self.predictor.taps(x, t, self.blocks, with_grad=True)
             depths = {name: head(features, t, x.shape[-1]) for name, head in self.heads.items()}
             losses = {term.name: term(depths, t, rng) for term in self.terms}
+            _check_per_sample(losses, len(x))
             total = sum(term.weight * losses[term.name] for term in self.terms)
             (grad,) = torch.autograd.grad((total * self._inside(t)).sum(), x)
         return Prediction(prediction.eps, prediction.log_variance, grad, {name: loss.detach() for name, loss in losses.items()})
 
     def _inside(self, t: Tensor) -> Tensor:
         return (t >= self.window[0]) & (t <= self.window[1])
+
+
+def _check_per_sample(losses: dict[str, Tensor], samples: int) -> None:
+    for name, loss in losses.items():
+        if tuple(loss.shape) != (samples,):
+            raise ValueError(f"guidance term {name!r} returned a loss of shape {tuple(loss.shape)}, expected ({samples},): one number per sample")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dag.weights import check_state, load_module_file
 
 
 def time_embedding(t: Tensor, width: int, num_timesteps: int = 1000, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -114,6 +117,17 @@ def build_heads(blocks: dict[str, Iterable[int]], channels: dict[int, int], **si
         if missing:
             raise ValueError(f"head {name!r} asks for decoder blocks {missing}; there are {sorted(channels)}")
     return nn.ModuleDict({name: DepthHead({k: channels[k] for k in numbers}, **sizes) for name, numbers in blocks.items()})
+
+
+def load_heads(path: str | Path) -> nn.ModuleDict:
+    """Heads written by the stage `heads`, frozen, batch norm in eval mode. Raises ValueError naming a file that holds something else."""
+    state, config = load_module_file(path)
+    if not {"blocks", "channels", "sizes"} <= config.keys():
+        raise ValueError(f"{path}: no depth heads; the stage `heads` writes them")
+    network = build_heads(config["blocks"], {int(b): c for b, c in config["channels"].items()}, **config["sizes"])
+    check_state(network, state, path)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
 
 
 def head_loss(heads: nn.ModuleDict, data: tuple[dict[int, Tensor], Tensor, Tensor], generator: torch.Generator) -> Tensor:

@@ -126,15 +126,18 @@ def sample_ddim(
     eta: float = 0.0,
     rule: str = "mean",
     rng: SampleRNG,
-    clip: bool = True,
+    clip: bool | str = True,
     callback: Callback | None = None,
 ) -> Tensor:
     """From noise x (b, c, h, w) to samples of the same shape by DDIM (eq. 12, 16) over `timesteps` (ascending, see respace).
 
     predict(x_t, t, rng) runs without gradient unless it enables it; t is (b,) of original timesteps. eta: 0 is deterministic, 1 has the
-    posterior's noise. clip: pred_xstart to [-1, 1], eps follows. rule: see guidance_factor. Noise comes from rng's stream "step".
+    posterior's noise. clip: pred_xstart to [-1, 1], eps follows, as in guided-diffusion; "pred_xstart": eps stays the network's, as in diffusers
+    without its `use_clipped_model_output`. rule: see guidance_factor. Noise comes from rng's stream "step".
     Raises ValueError on bad arguments and FloatingPointError, naming seed, t and term, when anything is not finite.
     """
+    if clip not in (True, False, "pred_xstart"):
+        raise ValueError(f"clip is {clip!r}, expected True, False or 'pred_xstart'")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}, expected a number from 0 to 1")
     chain = diffusion.respaced(timesteps)
@@ -149,7 +152,7 @@ def sample_ddim(
         variance, std = float(chain.posterior_variance[index]), math.exp(chain.posterior_log_variance[index] / 2)
         return Transition(float(from_start[index]), float(from_current[index]), float(sigma[index]) or None, variance, std)
 
-    return _run(predict, x, np.asarray(timesteps), chain, transition, rule, rng, clip, callback)
+    return _run(predict, x, np.asarray(timesteps), chain, transition, rule, rng, bool(clip), callback, keep_eps=clip == "pred_xstart")
 
 
 @torch.no_grad()
@@ -225,6 +228,7 @@ def _run(
     rng: SampleRNG,
     clip: bool,
     callback: Callback | None,
+    keep_eps: bool = False,
 ) -> Tensor:
     """The loop both samplers share; they differ in their transitions."""
     if rule not in RULES:
@@ -237,9 +241,13 @@ def _run(
         prediction = predict(x, t, rng)
         law = transition(index, prediction)
         pred_xstart = chain.pred_xstart(x, torch.full((len(x),), index), prediction.eps)
+        unclipped = pred_xstart
         if clip:
-            pred_xstart = pred_xstart.clamp(-1, 1)
+            pred_xstart = unclipped.clamp(-1, 1)
         x_prev, shift = law.from_start * pred_xstart + law.from_current * x, None
+        if keep_eps:
+            # sqrt(1 - abar) eps = x_t - sqrt(abar) pred_xstart: what clipping pred_xstart took from the eps term is put back.
+            x_prev = x_prev + law.from_current * float(chain.alphas_cumprod[index]) ** 0.5 * (pred_xstart - unclipped)
         if prediction.grad is not None:
             shift = guidance_factor(rule, chain, index, law) * prediction.grad
             x_prev = x_prev - shift

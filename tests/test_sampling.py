@@ -119,9 +119,9 @@ def test_bad_seeds_are_refused(seeds):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("clip", [True, False, "pred_xstart"])
 def test_ddim_equals_diffusers_step_by_step(eta, clip):
-    scheduler = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=clip, set_alpha_to_one=True, timestep_spacing="leading")
+    scheduler = DDIMScheduler(1000, 1e-4, 0.02, "linear", clip_sample=bool(clip), set_alpha_to_one=True, timestep_spacing="leading")
     scheduler.set_timesteps(20)
     noises, predict = list(torch.randn(20, 2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))), ConvPredictor()
     steps, x = [], torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -130,7 +130,7 @@ def test_ddim_equals_diffusers_step_by_step(eta, clip):
     for step, noise in zip(steps, noises, strict=True):
         # use_clipped_model_output: eps follows the clipped pred_xstart, as guided-diffusion has it too.
         noise = noise if step.index else torch.zeros_like(noise)
-        expected = scheduler.step(step.prediction.eps, int(step.t[0]), step.x_t, eta, use_clipped_model_output=clip, variance_noise=noise)
+        expected = scheduler.step(step.prediction.eps, int(step.t[0]), step.x_t, eta, use_clipped_model_output=clip is True, variance_noise=noise)
         torch.testing.assert_close(step.x_prev, expected.prev_sample, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(step.pred_xstart, expected.pred_original_sample, rtol=1e-4, atol=1e-4)
 
@@ -413,6 +413,7 @@ def test_a_step_that_overflows_and_a_bad_start_are_named():
         (sample_ddpm, {"rule": "sum"}, "rule is 'sum'.*'score'"),
         (sample_ddpm, {"variance": "large"}, "variance is 'large'.*fixed_large"),
         (sample_ddpm, {"variance": "learned"}, "has no log_variance"),
+        (sample_ddim, {"clip": "eps"}, "clip is .eps.*pred_xstart"),
         (sample_ddim, {"eta": 1.5}, "eta is 1.5.*0 to 1"),
         (sample_ddim, {"eta": float("nan")}, "eta is nan"),
         (sample_ddim, {"timesteps": [40, 0]}, "ascending"),

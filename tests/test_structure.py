@@ -15,12 +15,13 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "command": ("dag.__main__",),
     "stages": ("dag.stages",),
+    "library": ("dag.networks", "dag.pipeline"),
     "ideas": ("dag.guidance", "dag.controls", "dag.sampling", "dag.heads", "dag.estimators", "dag.training"),
     "foundations": ("dag.diffusion", "dag.unet", "dag.weights", "dag.guided_diffusion", "dag.tensor_files", "dag.data", "dag.metrics"),
     "package": ("dag",),  # __init__.py: the version, which everything may read
 }
 HEIGHT = {name: height for height, name in enumerate(reversed(FLOORS))}
-SHARED = {"stages", "foundations"}  # floors whose modules may import one another, as long as that makes no circle
+SHARED = {"stages", "library", "foundations"}  # floors whose modules may import one another, as long as that makes no circle
 HEAVY = {"torch", "torchvision", "diffusers", "transformers"}
 MOST_LINES, LONGEST_FUNCTION = 300, 60  # lines of a file that are not blank; all lines of a function
 
@@ -127,7 +128,7 @@ def test_imported_packages_are_declared():
     requirements = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
     declared = {_canonical(re.match(r"[\w.-]+", r)[0]) for r in requirements}
     distributions = packages_distributions()
-    programs = [*SCRIPTS, *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    programs = [*SCRIPTS, *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")]
     local = {"dag", *(path.stem for path in programs)}
     for path in [*FILES.values(), *programs]:
         for name in _top_level(_imports(ast.walk(ast.parse(path.read_text())))) - sys.stdlib_module_names - local:

@@ -38,18 +38,19 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
 
     from dag.data.images import to_tensor
     from dag.estimators import estimate
+    from dag.heads import load_heads
     from dag.metrics.extractors import depth_pictures, load_extractor
     from dag.stages.models import coding
-    from dag.stages.sampling import load_heads, predictor, read_depth
+    from dag.stages.sampling import predictor, read_depth
 
     started = time.time()
     arrays = read(pictures, "images")
     images, seeds = arrays["images"], arrays["seeds" if "seeds" in arrays else "ids"]
     judged = estimate(load_judge(judge), images, coding(study))
-    plain, diffusion, _ = predictor(unet)
+    plain, *_ = predictor(unet)
     strong, size = load_heads(heads)["strong"], study["sampling"]["batch_size"]
     parts = [slice(i, i + size) for i in range(0, len(images), size)]
-    coded = torch.cat([read_depth(to_tensor(images[p]), seeds[p].tolist(), plain, diffusion, strong, study["sampling"]["read_t"]) for p in parts])
+    coded = torch.cat([read_depth(to_tensor(images[p]), seeds[p].tolist(), plain, strong, study["sampling"]["read_t"]) for p in parts])
     section = study["evaluation"]
     extractor = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"])
     read_off, limits = coding(study).decode(coded)[:, 0].numpy(), (study["depth"]["near"], study["depth"]["far"])

@@ -137,7 +137,8 @@ def heads(study: Study, *, kind: str, data: Path, features: Path, validation: Pa
         return stored.read(rows, used), torch.from_numpy(stored.t[rows]), depth[stored.image[rows]]
 
     train(network, head_loss, batch, recipe, out, contents(stored.rows, depth))
-    save_module(network, {"blocks": names, "channels": stored.channels, "sizes": sizes}, out)
+    meaning = {key: study["depth"][key] for key in ("near", "far", "coding")}
+    save_module(network, {"blocks": names, "channels": stored.channels, "sizes": sizes, "depth": meaning}, out)
     count = int(stored.image.max()) + 1
     write_csv(_validate_heads(study, network, names, count, labels[:count], validation, validation_features), metrics)
     write_provenance(out, study, started, labels=count, heads=names)

@@ -14,29 +14,16 @@ from dag import controls
 from dag.data.images import to_uint8
 from dag.diffusion import Diffusion, respace
 from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
-from dag.heads import build_heads
+from dag.heads import load_heads
 from dag.sampling import Predict, SampleRNG, guidance_strength, sample_ddim, sample_ddpm
 from dag.stages.artefacts import write_provenance, writing
 from dag.stages.study import Study, guidance_kind, span
-from dag.weights import check_state, load_module_file, load_unet
 
 
 def predictor(unet: Path) -> tuple[UNetPredictor, Diffusion, int]:
     """The U-Net as a predictor, its diffusion, and its image size."""
-    network, meta = load_unet(unet)
-    diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
-    return UNetPredictor(network, diffusion, meta["prediction_type"]), diffusion, network.config.sample_size
-
-
-def load_heads(path: Path) -> torch.nn.ModuleDict:
-    """Heads written by the stage `heads`, frozen, batch norm in eval mode. Raises ValueError naming a file that holds something else."""
-    state, config = load_module_file(path)
-    if not {"blocks", "channels", "sizes"} <= config.keys():
-        raise ValueError(f"{path}: no depth heads; the stage `heads` writes them")
-    network = build_heads(config["blocks"], {int(b): c for b, c in config["channels"].items()}, **config["sizes"])
-    check_state(network, state, path)
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
+    plain = UNetPredictor.load(unet)
+    return plain, plain.diffusion, plain.unet.config.sample_size
 
 
 def resolve(run: dict, scale: Path | None) -> dict:
@@ -151,10 +138,6 @@ def trajectory(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, 
     write_provenance(out, study, started, run=row)
 
 
-def read_depth(images: torch.Tensor, seeds: list[int], plain: UNetPredictor, diffusion: Diffusion, head, t: int) -> torch.Tensor:
-    """Coded depth (b, 1, s, s) that a head reads from finished images (b, 3, s, s), noised a little to timestep t."""
-    steps = torch.full((len(images),), t)
-    noise = SampleRNG(seeds).randn("read", images.shape[1:])
-    with torch.inference_mode():
-        _, found = plain.taps(diffusion.q_sample(images, steps, noise), steps, head.blocks, with_grad=False)
-        return head(found, steps, images.shape[-1])
+def read_depth(images: torch.Tensor, seeds: list[int], plain: UNetPredictor, head, t: int) -> torch.Tensor:
+    """Coded depth (b, 1, s, s) that a head reads from finished images (b, 3, s, s), whose noise belongs to their seeds."""
+    return plain.read_depth(head, images, t, SampleRNG(seeds).randn("read", images.shape[1:]))
