@@ -345,3 +345,15 @@ rule readme:
         readme="README.md",
     script:
         "../scripts/readme.py"
+
+
+# On demand: the ledger shows what the sensitivity runs measured.
+rule ledger:
+    input:
+        table=f"{RESULTS}/tables/sensitivity.csv",
+    localrule: True
+    params:
+        ledger="docs/ledger.yaml",
+        page="docs/ledger.md",
+    script:
+        "../scripts/ledger.py"
