@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Where each public name lives.
 _HOMES = {
     "dag.data.depth": ("DepthCoding",),
+    "dag.data.folder": ("Folder",),
     "dag.diffusion": ("Diffusion", "respace"),
     "dag.guidance": ("Consistency", "DepthGuidance", "Prior", "Term", "UNetPredictor"),
     "dag.metrics.depth_errors": ("DepthProtocol", "depth_errors"),

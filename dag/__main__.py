@@ -1,6 +1,7 @@
 """The command: `dag STAGE --config FILE ...`, one stage called, user errors in one line.
 
-The options of a stage are the keyword arguments of its function. A stage whose function takes no study (`dag convert IN OUT`) needs no config.
+The options of a stage are the keyword arguments of its function; what their words mean, and an example of each stage, is in `dag.usage`.
+A stage whose function takes no study (`dag convert IN OUT`, `dag doctor`) needs no config.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typing
 from collections.abc import Callable, Sequence
 
 import dag
+from dag.usage import Parser, epilog, overview, word
 
 # Two OpenMP threads on a busy machine lose far more to spinning than they gain; it must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,6 +40,8 @@ STAGES = {
     "geometry": "evaluation",
     "known_answers": "known_answers",
     "downstream": "downstream",
+    "picture": "picture",
+    "doctor": "doctor",
 }
 
 
@@ -59,52 +63,58 @@ def stage(name: str) -> Callable:
 
 
 def _stage_parser(name: str, function: Callable) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"dag {name}", description=inspect.getdoc(function), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=f"dag {name}", description=inspect.getdoc(function), epilog=epilog(name), formatter_class=argparse.RawDescriptionHelpFormatter)
     parameters = dict(inspect.signature(function).parameters)
     if parameters.pop("study", None):
         parser.add_argument("--config", required=True, metavar="FILE", help="the study's config, e.g. config/rooms.yaml")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process (default 1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="INT", help="CPU threads of this process (default 1)")
     hints = typing.get_type_hints(function)
     for key, parameter in parameters.items():
         kind = hints[key]
         if isinstance(kind, types.UnionType):  # Path | None
             kind = next(k for k in typing.get_args(kind) if k is not type(None))
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            parser.add_argument(key, type=kind)
-            continue
-        several = typing.get_origin(kind) is list
-        kind = typing.get_args(kind)[0] if several else kind
-        required = parameter.default is inspect.Parameter.empty
-        parser.add_argument(f"--{key.replace('_', '-')}", type=kind, nargs="+" if several else None, required=required, metavar=kind.__name__.upper())
+        options = {"help": word(name, key, parameter.default)}
+        if typing.get_origin(kind) is list:
+            options["nargs"], kind = "+", typing.get_args(kind)[0]
+        if typing.get_origin(kind) is typing.Literal:
+            options["choices"] = typing.get_args(kind)
+        else:
+            options.update(type=kind, metavar=kind.__name__.upper())
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            parser.add_argument(f"--{key.replace('_', '-')}", required=parameter.default is inspect.Parameter.empty, **options)
+        else:
+            parser.add_argument(key, **options)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. User errors are one line on stderr and status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    top = argparse.ArgumentParser(prog="dag", description=dag.__doc__, epilog="dag STAGE --help tells what a stage does and needs")
-    top.add_argument("--version", action="version", version=f"dag {dag.__version__}")
-    top.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    top = Parser(prog="dag", usage="dag STAGE ...", description=overview(STAGES), formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
+    top.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    top.add_argument("--version", action="version", version=f"dag {dag.__version__}", help=argparse.SUPPRESS)
+    top.add_argument("stage", choices=STAGES, metavar="STAGE", help=argparse.SUPPRESS)
     name = top.parse_args(argv[:1] or ["--help"]).stage
+    if name == "sample" and any(word.startswith("--model") for word in argv):
+        name = "picture"  # samples of a model by itself, not of a run of a study
     from dag.stages.study import Study
 
     keep_freed_memory()
     try:
         function = stage(name)
         options = vars(_stage_parser(name, function).parse_args(argv[1:]))
-        study = [Study.load(options.pop("config"))] if "config" in options else []
+        study = [Study.load(options.pop("config"))] if "study" in inspect.signature(function).parameters else []
         threads = options.pop("threads")
         # A stage that imports torch later reads the variable.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
-        function(*study, **{k: v for k, v in options.items() if v is not None})
+        return function(*study, **{k: v for k, v in options.items() if v is not None}) or 0
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         if os.environ.get("DAG_TRACEBACK"):
             raise
         sys.stderr.write(f"dag {name}: {' '.join(str(error).split())}\n")
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ def prepare(study: Study, *, use: str, out: Path) -> None:
     `valid` is stored beside depth where some of it is unknown.
     """
     started = time.time()
+    if use not in study["data"]:
+        raise ValueError(f"use is {use!r}, expected one of {', '.join(study['data'])}")
     source, index = pictures(study, use)
     squares = source.squares(index, study["domain"]["size"])
     arrays = {"images": squares.images, "depth": squares.depth, "ids": squares.ids, "valid": squares.valid}

@@ -29,6 +29,8 @@ def downstream(study: Study, *, source: str, pictures: Path, test: Path, out: Pa
     """
     started = time.time()
     section, code = study["downstream"], coding(study)
+    if source not in (known := ["reference", "constant", *section["sources"]]):
+        raise ValueError(f"source is {source!r}, expected one of {', '.join(known)}")
     images = read(pictures, "images")["images"]
     labels = read(judged, section["labels"])[section["labels"]] if judged else read(pictures, "depth")["depth"]
     truth = read(test, "images", "depth", "ids")

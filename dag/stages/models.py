@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def pick(step: int, count: int, size: int) -> np.ndarray:
     return torch.randint(count, (size,), generator=generator(_BATCHES, step)).numpy()
 
 
-def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: str, out: Path, count: int | None = None) -> None:
+def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: Literal["heads", "all"], out: Path, count: int | None = None) -> None:
     """Decoder features of the first `count` images of a data file, or of all, at several noise levels.
 
     levels: how many timesteps, spread over the whole range, each image is noised to; or "validation", the config's own list.
@@ -83,6 +84,8 @@ def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: str, 
     from dag.unet import feature_shapes, forward_with_taps
     from dag.weights import load_unet
 
+    if levels != "validation" and not (levels.isdecimal() and int(levels)):
+        raise ValueError(f"levels is {levels!r}, expected 'validation' or a whole number from 1")
     network, meta = load_unet(unet)
     diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
     arrays = read(data, "images", "ids")
@@ -114,7 +117,9 @@ def spread_timesteps(seed: int, levels: int, num_timesteps: int) -> np.ndarray:
     return ((np.arange(levels) + np.random.default_rng([seed, levels]).random(levels)) / levels * num_timesteps).astype(int)
 
 
-def heads(study: Study, *, kind: str, data: Path, features: Path, validation: Path, validation_features: Path, out: Path, metrics: Path) -> None:
+def heads(
+    study: Study, *, kind: Literal["pair", "blocks"], data: Path, features: Path, validation: Path, validation_features: Path, out: Path, metrics: Path
+) -> None:
     """Train depth heads on stored features and measure them on the validation images.
 
     kind: "pair" (the strong and the weak head, together) or "blocks" (one head on each single decoder block).
@@ -170,7 +175,7 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
     return pd.DataFrame(rows)
 
 
-def prior(study: Study, *, resolution: int, data: Path, out: Path, pixels: str = "in_place") -> None:
+def prior(study: Study, *, resolution: int, data: Path, out: Path, pixels: Literal["in_place", "shuffled"] = "in_place") -> None:
     """Train the diffusion prior over depth maps at one resolution, on depth alone.
 
     pixels: "in_place", or "shuffled", a control: a prior over depth maps whose pixels lie in random order.

@@ -1,0 +1,137 @@
+"""What the command says of itself: the list of stages, what the words of their options mean, an example of each. Imports no stage."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+STAGES = Path(__file__).parent / "stages"
+
+# Options of one meaning wherever they occur.
+WORDS = {
+    "blocks": "decoder blocks to keep: those that the strong and weak head read, or all",
+    "config": "a study's config",
+    "count": "how many images, from the first",
+    "data": "pictures with depth, of `dag prepare` (.npz)",
+    "distances": "distances of the sweep's runs, of `dag measure` (.csv)",
+    "earlier": "distances already measured, which the table is to hold too (.csv)",
+    "features": "features of the labelled images, of `dag features` (.npy)",
+    "first_seed": "first of the consecutive seeds; a seed is the same picture here and in a study",
+    "flags": "for a .pt without its flags beside it: their file, or the name of a preset",
+    "grid": "picture to write (.png)",
+    "heads": "depth heads: a file of `dag heads`, or a folder of DepthHeads.save_pretrained",
+    "heldout": "held-out real pictures with depth (.npz)",
+    "judge": "the depth judge, of `dag judge` (.safetensors)",
+    "judged": "described pictures, of `dag describe` (.npz), one file for each run in the order of --runs",
+    "kind": "the strong and the weak head together, or one head on each single block",
+    "levels": "how many timesteps each image is noised to, or `validation` for heads.validation_t",
+    "log": "the log beside the state (.jsonl)",
+    "metrics": "table to write: depth errors of the heads (.csv)",
+    "model": "pretrained U-Net: a diffusers folder, or a guided-diffusion .pt with its flags beside it",
+    "n": "number of samples",
+    "out": "file or folder to write",
+    "pictures": "samples of a run, or pictures of `dag prepare` (.npz)",
+    "pixels": "`shuffled`: the control that learns from depth maps without their shape",
+    "precision": "of the weights written: fp16, bf16 or fp32",
+    "prior": "depth prior: a folder of `dag prior` or of DepthPrior.save_pretrained",
+    "provenance": "the records beside the samples (.json), one for each run",
+    "real": "described held-out pictures, the floor of every distance (.npz)",
+    "reference": "described reference pictures (.npz)",
+    "resolution": "side of the depth maps, pixels",
+    "rule": "how the gradient enters the step",
+    "run": "a row of the run sheet",
+    "runs": "rows of the run sheet",
+    "scale": "the weights that stand for `best`, of `dag scale` (.json)",
+    "source": "whose pictures: reference, constant, or a name in downstream.sources",
+    "state": "the saved state of the training (.state.pt)",
+    "steps": "DDIM steps, a number that divides the model's timesteps evenly",
+    "tau": "noise level of the prior: a timestep, or a range LOW-HIGH to draw from",
+    "test": "pictures with depth to test on (.npz)",
+    "unet": "pretrained U-Net: a folder or file",
+    "use": "a key of the config's section `data`",
+    "validation": "validation pictures with depth (.npz)",
+    "validation_features": "their features, of `dag features --levels validation` (.npy)",
+    "w_dc": "weight of depth-consistency guidance",
+    "w_dp": "weight of depth-prior guidance",
+    "window": "timesteps at which guidance acts, LOW-HIGH",
+}
+# Where a stage means something else by a word.
+OWN_WORDS = {
+    ("convert", "out"): "folder to write",
+    ("convert", "source"): "a guided-diffusion .pt, a diffusers folder or hub name, or a .safetensors of this project",
+    ("downstream", "judged"): "described pictures whose depth labels them (.npz); without it they carry their own",
+    ("known_answers", "reference"): "reference pictures with depth (.npz)",
+}
+_UNET, _HEADS, _PRIOR = "results/smoke/models/unet", "results/smoke/models/heads/labels10.safetensors", "results/smoke/models/prior16"
+_DATA, _JUDGED, _METRICS = "results/smoke/data", "results/smoke/judged", "results/smoke/metrics"
+# Every one runs as it stands after `snakemake --cores all --configfile config/smoke.yaml`; of a stage with a study without its --config.
+EXAMPLES = {
+    "prepare": "--use labels --out labels.npz",
+    "pretrain": "--out unet",
+    "snapshot": "--state results/smoke/models/unet.state.pt --log results/smoke/models/unet.log.jsonl --out unet",
+    "features": f"--unet {_UNET} --data {_DATA}/labels.npz --levels 8 --blocks heads --count 10 --out features.npy",
+    "heads": f"--kind pair --data {_DATA}/labels.npz --features results/smoke/features/labels10.npy --validation {_DATA}/validation.npz "
+    "--validation-features results/smoke/features/validation.npy --out heads.safetensors --metrics heads.csv",
+    "prior": f"--resolution 16 --data {_DATA}/prior.npz --out prior16",
+    "judge": f"--data {_DATA}/judge.npz --out judge.safetensors",
+    "sample": f"--run dcg --unet {_UNET} --heads {_HEADS} --prior {_PRIOR} --scale {_METRICS}/scale.json --out dcg.npz",
+    "trajectory": f"--run dcg --unet {_UNET} --heads {_HEADS} --prior {_PRIOR} --scale {_METRICS}/scale.json --out trajectory.npz",
+    "describe": f"--pictures results/smoke/samples/dcg.npz --unet {_UNET} --heads {_HEADS} --judge results/smoke/models/judge.safetensors --out dcg.npz",
+    "measure": f"--runs baseline dcg --judged {_JUDGED}/baseline.npz {_JUDGED}/dcg.npz --reference {_JUDGED}/reference.npz --out distances.csv",
+    "scale": f"--distances {_METRICS}/sweep.csv --out scale.json",
+    "runs": "--provenance results/smoke/samples/baseline.json results/smoke/samples/dcg.json --out runs.csv",
+    "geometry": f"--runs baseline dcg --judged {_JUDGED}/baseline.npz {_JUDGED}/dcg.npz --heldout {_DATA}/heldout.npz --out geometry.csv",
+    "known_answers": f"--heldout {_DATA}/heldout.npz --reference {_DATA}/reference.npz --out known_answers.csv",
+    "downstream": f"--source dag --pictures results/smoke/samples/both.npz --test {_DATA}/test.npz --judged {_JUDGED}/both.npz --out dag.csv",
+    "convert": "models/rooms32 rooms32-flat --precision fp32",
+    "picture": "--model models/rooms32 --heads results/rooms/models/heads/labels100.safetensors --w-dc 300 --n 16 --grid out.png",
+    "doctor": "--config config/rooms.yaml",
+}
+WITHOUT_STUDY = ("convert", "picture", "doctor")
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line: what was found, what is allowed, where to read more."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help tells more\n")
+
+
+def word(stage: str, option: str, default: object) -> str:
+    """The help of an option, with its default where it has one."""
+    text = OWN_WORDS.get((stage, option)) or WORDS.get(option, "")
+    return text if default in (None, inspect.Parameter.empty) else f"{text} (default {default})"
+
+
+def example(stage: str) -> list[str]:
+    """The words of a command that works, `dag` first; nothing for a stage without one."""
+    if stage not in EXAMPLES:
+        return []
+    study = [] if stage in WITHOUT_STUDY else ["--config", "config/smoke.yaml"]
+    return ["dag", stage, *study, *EXAMPLES[stage].split()]
+
+
+def epilog(stage: str) -> str:
+    """The example as the last part of a stage's help, broken before its options."""
+    text = " ".join(example(stage)).replace(" --", " \\\n      --")
+    after = "" if stage in WITHOUT_STUDY else ", after the smoke study (config/smoke.yaml)"
+    return f"example{after}:\n  {text}" if text else ""
+
+
+def overview(stages: Mapping[str, str]) -> str:
+    """The help of `dag`: every stage with the first sentence of what it says of itself. stages: name of a stage -> its module."""
+    lines = ["Depth-aware guidance for diffusion models: the stages of a study, one at a time. Snakemake runs them all in order."]
+    width = max(map(len, stages)) + 2
+    for title, shown in (("stages of a study", stages.keys() - set(WITHOUT_STUDY)), ("without a study", set(WITHOUT_STUDY))):
+        lines += ["", f"{title}:", *(f"  {name:{width}}{_summary(name, module)}" for name, module in stages.items() if name in shown)]
+    return "\n".join([*lines, "", "dag STAGE --help tells what a stage does and needs, with an example; dag --version the version."])
+
+
+def _summary(name: str, module: str) -> str:
+    """The first line of a stage's docstring, read without importing its module."""
+    tree = ast.parse((STAGES / f"{module}.py").read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return ast.get_docstring(function).splitlines()[0]

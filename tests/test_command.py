@@ -1,0 +1,155 @@
+"""The command: its help, what it refuses in one line, pictures without a study, and the doctor."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from dag.__main__ import STAGES, _stage_parser, main, stage
+from dag.diffusion import Diffusion
+from dag.heads import build_heads
+from dag.usage import WITHOUT_STUDY, example
+from dag.weights import save_module, save_unet
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def said(capsys, *words: str) -> tuple[int, str, str]:
+    """Status, stdout and stderr of the command."""
+    try:
+        status = main(words)
+    except SystemExit as end:
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+def test_help_names_every_stage_and_imports_none():
+    code = "import sys; from dag.__main__ import main\ntry: main(['--help'])\nfinally: assert not {'torch', 'numpy', 'pandas'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for name in STAGES:
+        line = next(line for line in lines if line.split()[:1] == [name])
+        assert len(line.split()) > 4, f"dag --help says nothing of {name}"
+    assert "without a study" in done.stdout
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stages_help_is_whole(name):
+    """Every option is explained, and the example is a command that this stage takes."""
+    parser = _stage_parser(name, stage(name))
+    for action in parser._actions:
+        assert action.help, f"dag {name} --help says nothing of {action.option_strings}: add a word to dag/usage.py"
+    words = example(name)
+    assert words, f"dag {name} has no example: add one to dag/usage.py"
+    options = vars(parser.parse_args(words[2:]))
+    # The examples of stages with a study name files of the smoke study, so they are as long as its rules are right.
+    used = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    assert used <= options.keys()
+    assert ("study" in inspect.signature(stage(name)).parameters) == (name not in WITHOUT_STUDY) == ("config" in used and name != "doctor")
+    assert "example" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sampel"], ["dag: argument STAGE", "'sampel'", "'sample'"]),
+        (["sample"], ["dag sample: ", "--config", "--run", "required"]),
+        (["sample", "--config", "none.yaml", "--run", "x", "--unet", "x", "--heads", "x", "--prior", "x", "--out", "x"], ["none.yaml", "no such config"]),
+        ([*example("features")[1:], "--blocks", "al"], ["--blocks", "'al'", "'heads'", "'all'"]),
+        ([*example("features")[1:], "--levels", "some"], ["levels is 'some'", "'validation'", "whole number"]),
+        ([*example("heads")[1:], "--kind", "pairs"], ["--kind", "'pairs'", "'pair'", "'blocks'"]),
+        ([*example("downstream")[1:], "--source", "guided"], ["source is 'guided'", "reference, constant, unguided, dag"]),
+        ([*example("prepare")[1:], "--use", "train"], ["use is 'train'", "labels, validation"]),
+        (["picture", "--model", "models/none", "--grid", "x.png"], ["models/none", "no such file or folder"]),
+        (["picture", "--model", "models/rooms32", "--grid", "x.png", "--w-dc", "3"], ["--heads"]),
+        (["picture", "--model", "models/rooms32", "--grid", "x.png", "--heads", "x.safetensors", "--w-dp", "3"], ["--prior"]),
+        (["picture", "--model", "models/rooms32", "--grid", "x.png", "--n", "0"], ["--n is 0"]),
+        (["sample", "--model", "models/rooms32", "--grid", "x.png", "--rule", "half"], ["dag picture", "--rule", "'half'", "'score'"]),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(capsys, words, expected):
+    status, out, err = said(capsys, *words)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert all(part in err for part in ["dag", *expected]), err
+    assert not out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> tuple[Path, Path]:
+    """A small U-Net and heads on it, as the stages write them."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    architecture = {"block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4}
+    save_unet(UNet2DModel(16, layers_per_block=1, **architecture), folder / "unet", prediction_type="v_prediction", diffusion=Diffusion())
+    sizes, blocks = {"width": 8, "layers": 1, "time_width": 4}, {"strong": [0, 1, 2], "weak": [2]}
+    heads = build_heads(blocks, dict.fromkeys(range(4), 8), **sizes)
+    save_module(heads, {"blocks": blocks, "channels": dict.fromkeys(range(4), 8), "sizes": sizes}, folder / "heads.safetensors")
+    return folder / "unet", folder / "heads.safetensors"
+
+
+def test_a_picture_needs_no_study(capsys, model, tmp_path):
+    """`dag sample --model`: rows of the same seeds, a column each; a seed is the same picture whatever stands beside it."""
+    unet, heads = map(str, model)
+    for name, more in (("whole", ["--n", "18"]), ("part", ["--n", "2", "--first-seed", "16"])):
+        grid = str(tmp_path / f"{name}.png")
+        status, out, err = said(capsys, "sample", "--model", unet, "--heads", heads, "--w-dc", "300", "--steps", "4", *more, "--grid", grid)
+        assert status == 0, err
+        assert "rows: unguided; guided; depth, unguided; depth, guided" in out
+    whole, part = (matplotlib.image.imread(tmp_path / f"{name}.png")[::6, ::6, :3] for name in ("whole", "part"))
+    assert whole.shape == (2 * 4 * 16, 16 * 16, 3)
+    assert part.shape == (4 * 16, 2 * 16, 3)
+    assert np.abs(whole[4 * 16 :, : 2 * 16] - part).max() < 2 / 255
+    unguided, guided = part[:16], part[16:32]
+    assert np.abs(unguided - guided).max() > 2 / 255
+
+
+def test_an_unguided_picture_needs_no_heads(capsys, model, tmp_path):
+    status, out, _ = said(capsys, "picture", "--model", str(model[0]), "--n", "1", "--steps", "2", "--grid", str(tmp_path / "out.png"))
+    assert status == 0
+    assert "rows: unguided\n" in out
+    assert matplotlib.image.imread(tmp_path / "out.png").shape[:2] == (96, 96)
+
+
+def test_the_doctor_finds_a_whole_study(capsys):
+    status, out, _ = said(capsys, "doctor")
+    assert status == 0, out
+    for line in ("weights   models/rooms32: loads, predicts v_prediction, checksum as in its model card", "config    config/rooms.yaml: study 'rooms'"):
+        assert line in out
+    assert "next: snakemake --cores all --configfile config/rooms.yaml --dry-run" in out
+
+
+def test_the_doctor_finds_what_is_wrong(capsys, tmp_path):
+    text = (ROOT / "config" / "rooms.yaml").read_text()
+    (tmp_path / "nowhere.yaml").write_text(text.replace("path: models/rooms32", "path: models/nowhere"))
+    (tmp_path / "wrong.yaml").write_text(text.replace("size: 32", "size: 20"))
+    for name, expected in (("nowhere", "models/nowhere, which does not exist"), ("wrong", "domain.size is 20"), ("none", "no such config file")):
+        status, out, _ = said(capsys, "doctor", "--config", str(tmp_path / f"{name}.yaml"))
+        assert status == 1
+        assert [line for line in out.splitlines() if line.startswith("FAIL") and expected in line], out
+        assert "mend what says FAIL" in out
+
+
+def test_the_doctor_notices_other_weights(capsys, tmp_path, model):
+    card = f"SHA-256 `{'0' * 64}`"
+    (model[0] / "README.md").write_text(card)
+    text = (ROOT / "config" / "smoke.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(text.replace("path: null", f"path: {model[0]}").replace("[2, 4, 5, 6, 7]", "[0, 1]").replace("[6]", "[1]"))
+    status, out, _ = said(capsys, "doctor", "--config", str(tmp_path / "own.yaml"))
+    (model[0] / "README.md").unlink()
+    assert status == 1
+    assert "its model card says 000000000000..." in out
