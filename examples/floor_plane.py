@@ -36,7 +36,7 @@ class FloorPlane:
 
 if __name__ == "__main__":
     pipe = DepthAwareGuidancePipeline.from_pretrained(sys.argv[1] if len(sys.argv) > 1 else "guided")
-    term = FloorPlane(weight=300.0, coding=pipe.heads.depth_coding)
+    term = FloorPlane(weight=3000.0, coding=pipe.heads.depth_coding)
     for label, terms in (("unguided", []), ("guided", [term])):
         generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
         drawn = pipe(8, generators, num_inference_steps=25, terms=terms, output_depth=True)

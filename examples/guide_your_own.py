@@ -20,8 +20,8 @@ coding = DepthCoding(near=0.5, far=10.0)
 
 # %% Heads that read depth out of the frozen U-Net, and a prior over depth maps at half the size.
 pipe = DepthAwareGuidancePipeline.from_pretrained(model)
-heads = train_heads(pipe.predictor, images, depth, coding, recipe=Recipe(steps=120, batch_size=16, learning_rate=2e-3, ema=0.98))
-prior = train_prior(depth, coding, resolution=16, recipe=Recipe(steps=120, batch_size=32, ema=0.98))
+heads = train_heads(pipe.predictor, images, depth, coding, recipe=Recipe(steps=80, batch_size=16, learning_rate=2e-3, ema=0.98))
+prior = train_prior(depth, coding, resolution=16, recipe=Recipe(steps=60, batch_size=32, ema=0.98))
 pipe.register_modules(heads=heads, prior=prior)
 pipe.save_pretrained(folder)  # DepthAwareGuidancePipeline.from_pretrained(folder) reads it again
 

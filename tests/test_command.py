@@ -11,6 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DModel
 
 from dag.__main__ import STAGES, _stage_parser, main, stage
@@ -147,8 +148,10 @@ def test_the_doctor_finds_what_is_wrong(capsys, tmp_path):
 def test_the_doctor_notices_other_weights(capsys, tmp_path, model):
     card = f"SHA-256 `{'0' * 64}`"
     (model[0] / "README.md").write_text(card)
-    text = (ROOT / "config" / "smoke.yaml").read_text()
-    (tmp_path / "own.yaml").write_text(text.replace("path: null", f"path: {model[0]}").replace("[2, 4, 5, 6, 7]", "[0, 1]").replace("[6]", "[1]"))
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    config["unet"] = {"path": str(model[0])}
+    config["heads"].update(strong=[0, 1], weak=[1])
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
     status, out, _ = said(capsys, "doctor", "--config", str(tmp_path / "own.yaml"))
     (model[0] / "README.md").unlink()
     assert status == 1

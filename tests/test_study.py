@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,11 @@ def with_sheet(folder: Path, run: str = "", without: str = "", **cells) -> Study
         ({"domain__size": 20}, ["unet", "20", "multiple of 16"]),
         ({"prior__resolutions": [8, 10]}, ["prior", "10", "multiple of 4"]),
         ({"heads__validation_t": [1000]}, ["heads.validation_t", "1000"]),
+        ({"unet__training__processes": 3}, ["unet.training.processes", "3", "batch_size 16"]),
+        ({"prior__training__processes": 2}, ["prior.training.processes", "2", "expected 1"]),
+        ({"judge__architecture__norm_num_groups": 6}, ["judge.architecture.norm_num_groups", "6", "16"]),
+        ({"unet__architecture__block_out_channels": [16, 16, 16, 16]}, ["unet.architecture.down_block_types", "5 levels", "expected 4"]),
+        ({"downstream__training__seed": 3}, ["downstream.training.seed", "downstream.seeds"]),
     ],
 )
 def test_a_config_that_cannot_run_is_refused(changes, expected):
@@ -91,6 +97,39 @@ def test_a_row_does_not_change_with_another(tmp_path):
 def test_an_unknown_run_is_named():
     with pytest.raises(StudyError, match="no run 'none'; there are baseline"):
         study().run("none")
+
+
+def test_groups_are_thirty_two_where_the_config_does_not_say():
+    architecture = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())["prior"]["architecture"]
+    del architecture["norm_num_groups"]
+    with pytest.raises(StudyError, match="prior.architecture.norm_num_groups is 32, expected a divisor"):
+        study(prior__architecture=architecture)
+
+
+def test_a_pretrained_unet_is_what_the_config_says_or_says_nothing(tmp_path):
+    """`unet.architecture` and the rest are for training: beside a U-Net that is there they may be left out, but not be another's."""
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    described = config["unet"]
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({**described["architecture"], "sample_size": 16}))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    path = str(tmp_path)
+    assert study(unet={"path": path}).unet_architecture()["layers_per_block"] == 1
+    assert study(unet={**described, "path": path}).unet_architecture()["sample_size"] == 16
+    for other, expected in (
+        ({"prediction_type": "epsilon"}, "unet.prediction_type is epsilon, expected v_prediction"),
+        ({"architecture": {**described["architecture"], "layers_per_block": 2}}, "unet.architecture.layers_per_block is 2, expected 1"),
+    ):
+        with pytest.raises(StudyError, match=expected):
+            study(unet={**described, **other, "path": path})
+
+
+def test_a_unet_to_be_trained_is_described():
+    with pytest.raises(StudyError, match="unet.architecture is missing; with unet.path null"):
+        study(unet={"path": None})
+    with pytest.raises(StudyError, match="unet.path is nowhere, which does not exist"):
+        study(unet={"path": "nowhere"})
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):

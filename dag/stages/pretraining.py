@@ -27,6 +27,8 @@ def pretrain(study: Study, *, out: Path) -> None:
     Of a drawn domain every scene is seen once; the pictures of a dataset are seen again and again, as random squares, mirrored or not.
     Processes share every batch, each on one thread; a killed training goes on from its saved state with the same bits.
     """
+    if missing := [key for key in ("architecture", "prediction_type", "training") if key not in study["unet"]]:
+        raise ValueError(f"{study.source}: unet.{missing[0]} is missing; `pretrain` needs it")
     recipe = Recipe(**study["unet"]["training"])
     needed, available = recipe.steps * recipe.batch_size, study.uses["unet"].count
     if study.drawn and needed > available:

@@ -13,6 +13,7 @@ import yaml
 
 from dag.data.domain import DOMAINS, check
 from dag.stages.artefacts import PACKAGE, digest, writing
+from dag.stages.networks import faults
 
 SCHEMAS = PACKAGE.parent / "workflow" / "schemas"
 GUIDED = ("w_dc", "w_dp")
@@ -109,6 +110,8 @@ class Study:
             )
         if self["depth"]["near"] >= self["depth"]["far"]:
             raise StudyError(f"{self.source}: depth.near is {self['depth']['near']} and depth.far {self['depth']['far']}, expected near < far (metres)")
+        for fault in faults(self.config, self._pretrained_architecture()):
+            raise StudyError(f"{self.source}: {fault}")
         self._check_sizes()
         blocks = decoder_block_count(self.unet_architecture())
         for head in ("strong", "weak"):
@@ -136,6 +139,14 @@ class Study:
 
     def unet_architecture(self) -> dict:
         """Of the pretrained U-Net where it is there to be asked, else the config's."""
+        pretrained = self._pretrained_architecture()
+        if pretrained is None and "architecture" not in self["unet"]:
+            raise StudyError(
+                f"{self.source}: unet.path is {self['unet']['path']}, which does not exist; null trains the U-Net in the study (snakemake pretrain)"
+            )
+        return self["unet"]["architecture"] if pretrained is None else pretrained
+
+    def _pretrained_architecture(self) -> dict | None:
         path = self["unet"]["path"]
         described = [Path(path) / "unet" / "config.json", Path(path) / "config.json"] if path else []
         for file in described:
@@ -147,7 +158,7 @@ class Study:
                 if not isinstance(architecture, dict) or not {"block_out_channels", "layers_per_block"} <= architecture.keys():
                     raise StudyError(f"{file}: not the config of a UNet2DModel: it has no block_out_channels or layers_per_block")
                 return architecture
-        return self["unet"]["architecture"]
+        return None
 
     @cache  # noqa: B019 one study lives as long as its process
     def check_weights(self) -> None:

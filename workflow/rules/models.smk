@@ -8,7 +8,7 @@ rule train_unet:
         f"{RESULTS}/logs/train_unet/unet.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_unet/unet.tsv"
-    threads: config["unet"]["training"].get("processes", 1)
+    threads: config["unet"].get("training", {}).get("processes", 1)
     resources:
         gpu=1,
     params:

@@ -1,0 +1,72 @@
+"""What a config may not say of its networks: found before anything runs, where a job would fail or a key would say nothing. Knows no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+# UNet2DModel's own, where a config does not say it.
+_GROUPS = 32
+_TRAINED = ("unet", "heads", "prior", "judge", "downstream")
+
+
+def faults(config: Mapping, pretrained: Mapping | None) -> Iterator[str]:
+    """Each fault as "key is ..., expected ...". pretrained: the architecture that the folder unet.path tells, or None."""
+    for name in _TRAINED:
+        if "training" in config[name]:
+            yield from _training(name, config[name]["training"])
+    if "seed" in config["downstream"]["training"]:
+        yield "downstream.training.seed is set, expected no such key: the trainings of a source have the seeds 0 to downstream.seeds - 1"
+    for name in _TRAINED:
+        if "architecture" in config[name]:
+            yield from _architecture(name, config[name]["architecture"])
+    unet = config["unet"]
+    if unet["path"] is None:
+        yield from (f"unet.{key} is missing; with unet.path null the study trains its own U-Net" for key in _DESCRIBED if key not in unet)
+    elif pretrained is not None:
+        yield from _other(unet, pretrained)
+    elif "architecture" not in unet and Path(unet["path"]).exists():
+        yield f"unet.architecture is missing; unet.path {unet['path']} is no diffusers folder that tells it"
+
+
+_DESCRIBED = ("architecture", "prediction_type", "training")
+
+
+def _training(name: str, training: Mapping) -> Iterator[str]:
+    processes, size = training.get("processes", 1), training["batch_size"]
+    if name != "unet" and processes != 1:
+        yield f"{name}.training.processes is {processes}, expected 1: only the U-Net's training shares its batches"
+    elif size % processes:
+        yield f"{name}.training.processes is {processes}, expected a divisor of {name}.training.batch_size {size}"
+
+
+def _architecture(name: str, architecture: Mapping) -> Iterator[str]:
+    channels = architecture["block_out_channels"]
+    for key in ("down_block_types", "up_block_types"):
+        if len(architecture[key]) != len(channels):
+            yield f"{name}.architecture.{key} has {len(architecture[key])} levels, expected {len(channels)}, as block_out_channels {channels}"
+    groups = architecture.get("norm_num_groups", _GROUPS)
+    if wrong := [count for count in channels if count % groups]:
+        yield f"{name}.architecture.norm_num_groups is {groups}, expected a divisor of every one of block_out_channels; {wrong[0]} is no multiple of it"
+
+
+def _other(unet: Mapping, pretrained: Mapping) -> Iterator[str]:
+    """What the config says of a U-Net that is there must be so: `pretrain` would train another one under its name."""
+    advice = f"leave the key out, or set unet.path to null to train such a U-Net; unet.path is {unet['path']}"
+    for key, value in unet.get("architecture", {}).items():
+        if key in pretrained and pretrained[key] != value:
+            yield f"unet.architecture.{key} is {value}, expected {pretrained[key]}, as the pretrained U-Net has it: {advice}"
+    kind = _prediction_type(Path(unet["path"]))
+    if kind is not None and unet.get("prediction_type", kind) != kind:
+        yield f"unet.prediction_type is {unet['prediction_type']}, expected {kind}, as the pretrained U-Net has it: {advice}"
+
+
+def _prediction_type(folder: Path) -> str | None:
+    for file in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+        if file.is_file():
+            try:
+                return json.loads(file.read_text()).get("prediction_type", "epsilon")
+            except (ValueError, AttributeError):
+                return None  # whoever loads the U-Net says what is wrong with the file
+    return None
