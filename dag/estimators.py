@@ -108,7 +108,7 @@ def load_pretrained(model: str | Path, coding: DepthCoding, output: str = "inver
 def depth_loss(model: nn.Module, data: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
     """L1 between coded depths, the image and its depth mirrored together for every second sample on average."""
     image, depth = data
-    mirror = (torch.rand(len(image), generator=generator) < 0.5)[:, None, None, None]
+    mirror = (torch.rand(len(image), generator=generator) < 0.5).to(image.device)[:, None, None, None]
     image, depth = torch.where(mirror, image.flip(-1), image), torch.where(mirror, depth.flip(-1), depth)
     return (model(image).float() - depth).abs().mean()
 

@@ -25,6 +25,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dag.accelerator import on
+
 Loss = Callable[[nn.Module, object, torch.Generator], Tensor]
 _USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
 
@@ -108,7 +110,7 @@ def fit(
     rank = dist.get_rank() if recipe.processes > 1 else 0
     if recipe.processes > 1 and dist.get_world_size() != recipe.processes:
         raise ValueError(f"{name}: the process group has {dist.get_world_size()} members, expected processes = {recipe.processes}")
-    device = next(model.parameters()).device.type
+    device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     model.train()
@@ -118,11 +120,11 @@ def fit(
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(batch, first) if first < recipe.steps else None
         for step in range(first, recipe.steps):
-            share = ahead.result()
+            share = on(device, ahead.result())
             ahead = pool.submit(batch, step + 1) if step + 1 < recipe.steps else None
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step)
-            with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 value = loss(model, share, generator(recipe.seed, step, rank))
             value.backward()
             mean = _average_over_processes(parameters, value.detach(), recipe.processes)
@@ -240,9 +242,10 @@ def denoising_loss(diffusion, prediction_type: str) -> Loss:
 
     def loss(model: nn.Module, x_start: Tensor, generator: torch.Generator) -> Tensor:
         b = len(x_start)
-        noise = torch.randn(x_start.shape, generator=generator)
+        # Drawn on the CPU: the same numbers on every device.
+        noise = torch.randn(x_start.shape, generator=generator).to(x_start)
         spread = (torch.arange(b) + torch.rand(b, generator=generator)) / b
-        t = (spread * diffusion.num_timesteps).long()
+        t = (spread * diffusion.num_timesteps).long().to(x_start.device)
         output = model(diffusion.q_sample(x_start, t, noise), t).sample
         return (output.float() - diffusion.target(x_start, t, noise, prediction_type)).square().mean()
 

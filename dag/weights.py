@@ -290,7 +290,7 @@ def _new_attention_name(key: str) -> str:
 
 
 def _tensors(module: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    return {key: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous() for key, value in module.state_dict().items()}
+    return {key: (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous().cpu() for key, value in module.state_dict().items()}
 
 
 def _move_into_place(aside: Path, folder: Path) -> None:

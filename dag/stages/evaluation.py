@@ -17,6 +17,7 @@ from dag.stages.study import Study
 
 def load_judge(path: Path):
     """The depth judge, frozen. Raises ValueError naming a file that holds something else."""
+    from dag.accelerator import here
     from dag.estimators import DepthUNet
     from dag.weights import check_state, load_module_file
 
@@ -26,7 +27,7 @@ def load_judge(path: Path):
     network = DepthUNet(config["architecture"])
     check_state(network, state, path)
     network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
+    return network.to(here()).eval().requires_grad_(False)
 
 
 def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Path, out: Path) -> None:
@@ -36,6 +37,7 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     """
     import torch
 
+    from dag.accelerator import here
     from dag.data.images import to_tensor
     from dag.estimators import estimate
     from dag.heads import load_heads
@@ -48,12 +50,12 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     images, seeds = arrays["images"], arrays["seeds" if "seeds" in arrays else "ids"]
     judged = estimate(load_judge(judge), images, coding(study))
     plain, *_ = predictor(unet)
-    strong, size = load_heads(heads)["strong"], study["sampling"]["batch_size"]
+    strong, size = load_heads(heads)["strong"].to(here()), study["sampling"]["batch_size"]
     parts = [slice(i, i + size) for i in range(0, len(images), size)]
-    coded = torch.cat([read_depth(to_tensor(images[p]), seeds[p].tolist(), plain, strong, study["sampling"]["read_t"]) for p in parts])
+    coded = torch.cat([read_depth(to_tensor(images[p]).to(here()), seeds[p].tolist(), plain, strong, study["sampling"]["read_t"]) for p in parts])
     section = study["evaluation"]
-    extractor = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"])
-    read_off, limits = coding(study).decode(coded)[:, 0].numpy(), (study["depth"]["near"], study["depth"]["far"])
+    extractor = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"], device=here())
+    read_off, limits = coding(study).decode(coded)[:, 0].cpu().numpy(), (study["depth"]["near"], study["depth"]["far"])
     with writing(out) as aside:
         np.savez(
             aside,

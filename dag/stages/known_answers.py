@@ -64,11 +64,12 @@ def _gaussians() -> Iterator[tuple]:
 
 def _planted(study: Study, depth: np.ndarray) -> Iterator[tuple]:
     """dFID of real scenes to themselves is zero, and grows with each fault planted in their depth."""
+    from dag.accelerator import here
     from dag.metrics.distances import Reference, moments
     from dag.metrics.extractors import depth_pictures, load_extractor
 
     section, near, far = study["evaluation"], study["depth"]["near"], study["depth"]["far"]
-    extractor = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"])
+    extractor = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"], device=here())
 
     untouched = extractor(depth_pictures(depth, near, far))
     truth = Reference(*moments(untouched))

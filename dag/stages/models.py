@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dag.accelerator import here, on
 from dag.data.depth import DepthCoding
 from dag.data.features import FeatureFile, write_features
 from dag.data.images import to_tensor
@@ -44,6 +45,7 @@ def train(network: torch.nn.Module, loss, batch, recipe: Recipe, out: Path, data
     state, log = saved_beside(out)
     if not state.exists():
         log.unlink(missing_ok=True)
+    network.to(here())
     start = {key: value.clone() for key, value in network.state_dict().items()}
     files = {"state": state, "log": log, "name": out.stem, "data": data}
     try:
@@ -87,6 +89,7 @@ def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: Liter
     if levels != "validation" and not (levels.isdecimal() and int(levels)):
         raise ValueError(f"levels is {levels!r}, expected 'validation' or a whole number from 1")
     network, meta = load_unet(unet)
+    network.to(here())
     diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
     arrays = read(data, "images", "ids")
     if count is not None and count > len(arrays["ids"]):
@@ -105,9 +108,9 @@ def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: Liter
         for start in range(0, t.size, study["sampling"]["batch_size"]):
             rows = slice(start, start + study["sampling"]["batch_size"])
             noise = torch.cat([SampleRNG([int(ids[i])]).randn(f"features {j}", x_start.shape[1:]) for i, j in zip(image[rows], level[rows], strict=True)])
-            steps = torch.from_numpy(t.reshape(-1)[rows])
+            clean, noise, steps = on(here(), (x_start[image[rows]], noise, torch.from_numpy(t.reshape(-1)[rows])))
             with torch.inference_mode():
-                yield forward_with_taps(network, diffusion.q_sample(x_start[image[rows]], steps, noise), steps, shapes, stop_after_taps=True)[1]
+                yield forward_with_taps(network, diffusion.q_sample(clean, steps, noise), steps, shapes, stop_after_taps=True)[1]
 
     write_features(out, shapes, image, t.reshape(-1), batches())
 
@@ -164,10 +167,11 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
         estimates = {"constant": np.broadcast_to(labels.mean(0), true.shape)}
         with torch.inference_mode():
             for name, head in network.items():
-                parts = [
-                    head(stored.read(i, names[name]), torch.full((len(i),), int(t)), true.shape[-1]) for i in np.array_split(index, max(1, len(index) // 32))
-                ]
-                estimates[name] = coding(study).decode(torch.cat(parts))[:, 0].numpy()
+                parts = []
+                for i in np.array_split(index, max(1, len(index) // 32)):
+                    found, steps = on(here(), (stored.read(i, names[name]), torch.full((len(i),), int(t))))
+                    parts.append(head(found, steps, true.shape[-1]))
+                estimates[name] = coding(study).decode(torch.cat(parts))[:, 0].cpu().numpy()
         for name, estimate in estimates.items():
             blocks = "+".join(map(str, names.get(name, [])))
             for i, errors in zip(ids, protocol.evaluate(estimate, true, valid), strict=True):

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dag.accelerator import here
 from dag.data.images import to_tensor
 from dag.data.squares import RandomSquares
 from dag.diffusion import Diffusion
@@ -45,7 +46,7 @@ def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path) -> None:
     started, size = time.time(), study["domain"]["size"]
     kind, diffusion, share = study["unet"]["prediction_type"], Diffusion(), recipe.batch_size // recipe.processes
     torch.manual_seed(recipe.seed)
-    network = UNet2DModel(sample_size=size, in_channels=3, out_channels=3, **study["unet"]["architecture"])
+    network = UNet2DModel(sample_size=size, in_channels=3, out_channels=3, **study["unet"]["architecture"]).to(here())
 
     squares, data = training_squares(study)
 

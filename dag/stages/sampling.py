@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from dag import controls
+from dag.accelerator import here
 from dag.data.images import to_uint8
 from dag.diffusion import Diffusion, respace
 from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
@@ -23,6 +24,7 @@ from dag.stages.study import Study, guidance_kind, span
 def predictor(unet: Path) -> tuple[UNetPredictor, Diffusion, int]:
     """The U-Net as a predictor, its diffusion, and its image size."""
     plain = UNetPredictor.load(unet)
+    plain.unet.to(here())
     return plain, plain.diffusion, plain.unet.config.sample_size
 
 
@@ -44,7 +46,7 @@ def guided(study: Study, run: dict, plain: UNetPredictor, heads: Path, prior: Pa
     if run["w_dp"]:
         network, diffusion, resolution = predictor(prior)
         terms.append(Prior(run["w_dp"], network.eps, diffusion, resolution, span(run["tau"]), reduction))
-    network = load_heads(heads)
+    network = load_heads(heads).to(here())
     if run["control"] == "random_heads":
         network = controls.randomised(network)
     predict = DepthGuidance(plain, network, terms, span(run["window"]))
@@ -54,7 +56,7 @@ def guided(study: Study, run: dict, plain: UNetPredictor, heads: Path, prior: Pa
 
 def trace(run: dict, predict, diffusion: Diffusion, size: int, seeds: list[int], study: Study, callback=None) -> torch.Tensor:
     """Images (b, 3, size, size) in [-1, 1] of one batch of seeds."""
-    rng = SampleRNG(seeds)
+    rng = SampleRNG(seeds, here())
     x = rng.randn("init", (3, size, size))
     timesteps = respace(diffusion.num_timesteps, run["steps"], run["sampler"])
     options = {"rule": run["rule"], "rng": rng, "clip": study["sampling"]["clip"], "callback": callback}
@@ -95,7 +97,7 @@ def _telemetry(step) -> dict:
     if step.shift is None:
         return {}
     losses = {f"loss_{name}": loss for name, loss in step.prediction.losses.items()}
-    return {name: value.numpy() for name, value in {**losses, **guidance_strength(step)}.items()}
+    return {name: value.cpu().numpy() for name, value in {**losses, **guidance_strength(step)}.items()}
 
 
 def _stack(telemetry: list[list[dict]]) -> dict[str, np.ndarray]:
@@ -116,7 +118,7 @@ def trajectory(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, 
     started = time.time()
     row = resolve(study.run(run), scale)
     plain, diffusion, size = predictor(unet)
-    network, code = load_heads(heads), coding(study)
+    network, code = load_heads(heads).to(here()), coding(study)
     blocks = sorted({b for head in network.values() for b in head.blocks})
     seeds = list(range(row["first_seed"], row["first_seed"] + study["figures"]["trajectory_seeds"]))
     timesteps = respace(diffusion.num_timesteps, row["steps"], row["sampler"])
@@ -128,7 +130,7 @@ def trajectory(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, 
             return
         with torch.inference_mode():
             _, found = plain.taps(step.x_t, step.t, blocks, with_grad=False)
-            depths = {name: code.decode(head(found, step.t, size))[:, 0].numpy() for name, head in network.items()}
+            depths = {name: code.decode(head(found, step.t, size))[:, 0].cpu().numpy() for name, head in network.items()}
         pictures = {"x_t": to_uint8(step.x_t), "pred_xstart": to_uint8(step.pred_xstart)}
         frames.append({"t": int(step.t[0]), **pictures, **depths})
 
@@ -140,4 +142,4 @@ def trajectory(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, 
 
 def read_depth(images: torch.Tensor, seeds: list[int], plain: UNetPredictor, head, t: int) -> torch.Tensor:
     """Coded depth (b, 1, s, s) that a head reads from finished images (b, 3, s, s), whose noise belongs to their seeds."""
-    return plain.read_depth(head, images, t, SampleRNG(seeds).randn("read", images.shape[1:]))
+    return plain.read_depth(head, images, t, SampleRNG(seeds, images.device).randn("read", images.shape[1:]))

@@ -1,0 +1,23 @@
+"""Where a job computes: the GPU that CUDA_VISIBLE_DEVICES leaves it, else the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def here() -> torch.device:
+    """The device of this process."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on(device: torch.device, data: Any) -> Any:
+    """Tensors, or tuples, lists and dicts of them, moved to a device; what is there already, and what is no tensor, stays."""
+    if isinstance(data, torch.Tensor):
+        return data.to(device)
+    if isinstance(data, dict):
+        return {key: on(device, value) for key, value in data.items()}
+    if isinstance(data, tuple | list):
+        return type(data)(on(device, value) for value in data)
+    return data
