@@ -28,8 +28,8 @@ study: $(READY) ## Run the study: results/rooms, or the study of CONFIG=config/<
 test: $(READY) ## Run the tests, the smoke study among them
 	@$(WITH_VENV) python -m pytest tests -m "not slow" $(ARGS)
 
-clean: ## Remove the intermediates of all studies; tables, figures and .venv stay
-	@if [ -d results ]; then find results -mindepth 2 -maxdepth 2 ! -name tables ! -name figures ! -name timings.md -exec rm -rf {} +; fi
+clean: ## Remove the intermediates of all studies; tables, figures, pages and .venv stay
+	@if [ -d results ]; then find results -mindepth 2 -maxdepth 2 ! -name tables ! -name figures ! -name timings.md ! -name index.html -exec rm -rf {} +; fi
 	@rm -rf .snakemake .pytest_cache .ruff_cache build *.egg-info
 
 # A .venv is used as it is if its Python is new enough and lives here; else, and after an interrupted set-up (.installing), it is made anew.

@@ -10,6 +10,10 @@ if "study" not in config:
     configfile: "config/rooms.yaml"
 
 
+# The words above the report that `snakemake --report` writes.
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/models.smk"
@@ -27,6 +31,7 @@ rule all:
         TABLES,
         FIGURES,
         f"{RESULTS}/timings.md",
+        f"{RESULTS}/index.html",
     localrule: True
 
 

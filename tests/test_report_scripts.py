@@ -367,6 +367,15 @@ def test_trajectory_shows_every_seed_kind_and_noise_level(figures):
     assert [panel.get_title() for panel in figure.axes[:6]] == [f"$t$ = {t}" for t in (999, 759, 559, 359, 159, 0)]
 
 
+def test_a_long_trajectory_is_shown_from_its_first_to_its_last_step():
+    from figure_trajectory import draw
+
+    t, seeds = np.array([999, 900, 800, 700, 600, 500, 400, 300, 200, 100, 0]), np.array([3])
+    pictures, depth = np.zeros((11, 1, 4, 4, 3), np.uint8), np.ones((11, 1, 4, 4)) + t[:, None, None, None] / 1000
+    figure = draw(pictures, pictures, depth, t, seeds)
+    assert [panel.get_title() for panel in figure.axes[:6]] == [f"$t$ = {step}" for step in (999, 800, 600, 400, 200, 0)]
+
+
 def test_pictures_are_enlarged_by_whole_pixels(study, figures):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from style import DPI
@@ -425,7 +434,8 @@ import pandas as pd
 sys.path.insert(0, "{root}")
 configfile: "{root}/config/rooms.yaml"
 RESULTS = "results"
-STUDY = type("Study", (), {{"unet_architecture": lambda self: config["unet"]["architecture"], "baseline_of": lambda self, run: None}})()
+facts = {{"unet_architecture": lambda self: config["unet"]["architecture"], "baseline_of": lambda self, run: None, "weights_hash": lambda self: "feed"}}
+STUDY = type("Study", (), facts)()
 RUNS = pd.read_csv("results/metrics/runs.csv", index_col="run", keep_default_na=False)
 
 

@@ -91,7 +91,7 @@ def test_a_changed_plot_redraws_the_plot_alone(study):
     finally:
         script.write_text(text)
         os.utime(script, ns=(date, date))  # Snakemake goes by a script's date
-    assert jobs(plan.stdout + plan.stderr) == {"all", "figure_scale"}
+    assert jobs(plan.stdout + plan.stderr) == {"all", "figure_scale", "page"}
 
 
 def test_a_changed_config_key_reruns_only_its_readers(study):
@@ -99,7 +99,7 @@ def test_a_changed_config_key_reruns_only_its_readers(study):
     config["downstream"]["seeds"] += 1
     (study / "config" / "other.yaml").write_text(yaml.safe_dump(config))
     plan = snakemake(study, "-n", config="config/other.yaml")
-    assert jobs(plan.stdout + plan.stderr) == {"all", "downstream", "table_downstream", "timings"}
+    assert jobs(plan.stdout + plan.stderr) == {"all", "downstream", "table_downstream", "timings", "page"}
 
 
 def edited(folder: Path, **changes) -> Path:

@@ -6,9 +6,11 @@ from dag.stages.artefacts import code_hash
 
 
 def look(*modules):
-    """Content hash of what a script imports from its own folder: Snakemake notices a change of the script, not of these."""
+    """Content hash of what a script takes from its own folder, modules or (by their whole name) files: Snakemake notices a change of the
+    script, not of these."""
     folder = Path(workflow.basedir) / "workflow/scripts"
-    return hashlib.sha256(b"".join((folder / f"{module}.py").read_bytes() for module in modules)).hexdigest()[:12]
+    files = [folder / (name if "." in name else f"{name}.py") for name in modules]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def table(name):
@@ -87,6 +89,7 @@ localrules:
     figure_scale,
     figure_samples,
     timings,
+    page,
 
 
 rule table_blocks:
@@ -334,6 +337,45 @@ rule timings:
         md=f"{RESULTS}/timings.md",
     script:
         "../scripts/timings.py"
+
+
+# Everything on one page that opens from disk.
+PAGE = {"seeds": 48, "sweep_seeds": 8, **config.get("page", {})}
+
+
+rule page:
+    input:
+        runs=f"{RESULTS}/metrics/runs.csv",
+        # Shown in the order in which they are asked for; the Markdown beside a csv has its caption and footnote.
+        tables=[path for path in TABLES if path.endswith(".csv")],
+        tables_markdown=[path for path in TABLES if path.endswith(".md")],
+        figures=[path for path in FIGURES if path.endswith(".png")],
+        figures_svg=[path for path in FIGURES if path.endswith(".svg")],
+        captions=sorted(str(path) for path in (Path(workflow.basedir) / "workflow/report").glob("*.rst")),
+        published="config/published.tsv",
+        samples=expand(f"{RESULTS}/samples/{{run}}.npz", run=config["figures"]["runs"]),
+        judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=config["figures"]["runs"]),
+        sweep_samples=expand(f"{RESULTS}/samples/{{run}}.npz", run=SWEEP),
+        sweep_judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=SWEEP),
+        trajectory=f"{RESULTS}/samples/trajectory.npz",
+        provenance=expand(f"{RESULTS}/samples/{{run}}.json", run=RUNS.index),
+        timings=f"{RESULTS}/timings.md",
+        # A study in a folder of its own has no ledger.
+        ledger=["docs/ledger.md"] if Path("docs/ledger.md").is_file() else [],
+    output:
+        report(f"{RESULTS}/index.html", caption="../report/page.rst", category="Page", labels={"name": "Everything on one page"}),
+    params:
+        seeds=PAGE["seeds"],
+        sweep_seeds=PAGE["sweep_seeds"],
+        hashes=lambda w: {
+            "U-Net": STUDY.weights_hash(),
+            **{f"dag {stage}": code_hash(f"stages.{stage}") for stage in ("models", "sampling", "evaluation", "downstream")},
+        },
+        look=look("style", "intervals", "run_rows", "table_format", "table_distances", "table_downstream", "table_geometry")
+        + look("page_pictures", "page_tables", "page_summary", "page.html.j2", "page.css", "page.js", "page_cloud.js", "../assets/three/three.min.js"),
+        shown={key: config[key] for key in sorted(config)},
+    script:
+        "../scripts/page.py"
 
 
 # On demand: the README shows table 1.

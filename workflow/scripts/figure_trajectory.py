@@ -5,10 +5,14 @@ import style
 from matplotlib.figure import Figure
 
 _LEFT, _RIGHT, _TOP = 0.92, 0.85, 0.44  # inches
+_COLUMNS = 6  # steps that fit a page in print; the study's page scrubs through all
 
 
 def draw(x_t: np.ndarray, pred_xstart: np.ndarray, depth: np.ndarray, t: np.ndarray, names: np.ndarray) -> Figure:
-    """names: seeds (k,). x_t, pred_xstart: uint8 (m, k, s, s, 3). depth: strong head's, metres (m, k, s, s). t: (m,) descending."""
+    """names: seeds (k,). x_t, pred_xstart: uint8 (m, k, s, s, 3). depth: strong head's, metres (m, k, s, s). t: (m,) descending. Of many
+    steps, some are shown, the first and the last among them."""
+    shown = np.linspace(0, len(t) - 1, min(len(t), _COLUMNS)).round().astype(int)
+    x_t, pred_xstart, depth, t = x_t[shown], pred_xstart[shown], depth[shown], t[shown]
     steps, seeds = depth.shape[:2]
     bands = [range(3 * seed, 3 * seed + 3) for seed in range(seeds)]
     figure, axes = style.tiles(3 * seeds, steps, gaps={band[0]: 0.12 for band in bands[1:]}, margins=(_LEFT, _RIGHT, _TOP, 0.1))

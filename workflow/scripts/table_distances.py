@@ -4,7 +4,7 @@ import pandas as pd
 import run_rows
 from table_format import SIGNIFICANT, Block, Column, Table
 
-_TITLES = {"fd_infinity": "FD∞ ↓", "kid": "1,000 KID ↓", "precision": "precision ↑", "recall": "recall ↑"}
+TITLES = {"fd_infinity": "FD∞ ↓", "kid": "1,000 KID ↓", "precision": "precision ↑", "recall": "recall ↑"}
 _SCALE = {"kid": 1000}
 _OF = {"d": "Judged depth", "": "Images"}
 
@@ -17,7 +17,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
     for prefix, title in _OF.items():
         frame = pd.DataFrame({"run": names})
         columns = [Column("run", "run")]
-        for kind, heading in _TITLES.items():
+        for kind, heading in TITLES.items():
             rows = known.loc[f"{prefix}{kind}"].loc[names]
             for number in ("value", "low", "high", "diff", "diff_low", "diff_high"):
                 frame[kind + {"value": ""}.get(number, f"_{number}")] = rows[number].to_numpy() * _SCALE.get(kind, 1)

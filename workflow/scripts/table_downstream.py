@@ -5,7 +5,7 @@ import pandas as pd
 from table_format import Block, Column, Table, published_block
 
 ERRORS = ["abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "si_log", "delta1", "delta2", "delta3"]
-_READERS = {"abs_rel": "AbsRel ↓", "rmse": "RMSE (m) ↓", "log10": "log10 ↓", "delta1": "δ<1.25 ↑", "delta2": "δ<1.25² ↑", "delta3": "δ<1.25³ ↑"}
+READERS = {"abs_rel": "AbsRel ↓", "rmse": "RMSE (m) ↓", "log10": "log10 ↓", "delta1": "δ<1.25 ↑", "delta2": "δ<1.25² ↑", "delta3": "δ<1.25³ ↑"}
 _ALIGNMENTS = {"none": "No alignment (metres)", "median": "Median-aligned", "scale_shift": "Scale-and-shift-aligned"}
 
 
@@ -19,7 +19,7 @@ def build(errors: pd.DataFrame, published: pd.DataFrame) -> Table:
     measured = [f"{name}{part}" for name in ERRORS for part in ("", "_low", "_high")]
     frame = pd.DataFrame(rows, columns=["source", "alignment", "n_train", "trainings", "n", *measured])
     columns = [Column("trained on", "source"), Column("images", "n_train"), Column("trainings", "trainings")]
-    columns += [Column(title, name, interval=True, digits=3) for name, title in _READERS.items()]
+    columns += [Column(title, name, interval=True, digits=3) for name, title in READERS.items()]
     blocks = [Block(_ALIGNMENTS.get(how, how), rows, columns) for how, rows in frame.groupby("alignment", sort=False)]
     context = "Published, for context only: NYU-Depth v2, unverified; not comparable with the numbers above."
     return Table(

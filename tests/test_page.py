@@ -1,0 +1,283 @@
+"""The report page as a file: its numbers are those of the csv files, its sentences follow from them, and it stands alone."""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import re
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+
+import made_up_page
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from test_report_scripts import ROOT, SCRIPTS, SNAKEFILE
+
+ASSETS = ROOT / "workflow/assets/three"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts_on_path():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("page")
+    made_up_page.make(root, seeds=6)
+    return root
+
+
+@pytest.fixture(scope="module")
+def html(study):
+    import page
+
+    return page.build(made_up_page.sources(study, seeds=4))
+
+
+class Cells(HTMLParser):
+    """Of every table with an id: rows of (exact strings, text)."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tables, self.rows, self.cell = {}, None, None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag == "table":
+            self.rows = self.tables.setdefault(attributes.get("id"), [])
+        elif tag == "tr" and self.rows is not None:
+            self.rows.append([])
+        elif tag in ("td", "th") and "data-raw" in attributes:
+            self.cell = [attributes["data-raw"].split("|"), ""]
+            self.rows[-1].append(self.cell)
+
+    def handle_data(self, text):
+        if self.cell:
+            self.cell[1] += text
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.cell = None
+
+
+def numbers(text: str) -> list[float]:
+    return [float(found.replace("−", "-").replace(",", "")) for found in re.findall(r"[+−-]?[\d,]*\.?\d+(?:e[+-]?\d+)?", text)]
+
+
+def test_every_number_of_every_table_is_the_csv_s(html, study):
+    shown = Cells(html).tables
+    files = sorted((study / "tables").glob("*.csv"))
+    assert len(files) == 11
+    for path in files:
+        exact = pd.read_csv(path, dtype=str, keep_default_na=False)
+        rows = [row for row in shown[f"data-{path.stem}"] if row]
+        assert len(rows) == len(exact)
+        for row, (_, line) in zip(rows, exact.iterrows(), strict=True):
+            # Every field of the csv is there, once, as it is written.
+            assert sorted(part for raw, _ in row for part in raw) == sorted(line)
+            for raw, text in row:
+                if re.fullmatch(r"[-+.\deE]+", raw[0]) and text.strip() != raw[0]:
+                    wanted = [float(part) for part in raw if part]
+                    found = numbers(text.replace("–", ""))
+                    assert len(found) == len(wanted), (path.name, raw, text)
+                    digits = len(text.strip().partition(" ")[0].partition(".")[2])
+                    assert found == pytest.approx(wanted, abs=0.5001 * 10**-digits), (path.name, raw, text)
+
+
+def test_a_table_keeps_its_caption_footnote_and_provenance(html, study):
+    for path in (study / "tables").glob("*.md"):
+        assert path.read_text().splitlines()[0].strip("*").split(":")[0] in html
+    assert "paired by seed" in html
+    assert "feedfeedfeedfeed" in html
+    assert "0123456789abcdef" in html
+    assert "Not comparable" in html  # beside the published numbers
+    assert "15.71" in html
+
+
+def test_the_page_stands_alone(html):
+    assert "default-src 'none'" in html
+    for attribute, address in re.findall(r'\b(src|href)="([^"]*)"', html):
+        assert address.startswith(("data:", "#")) or (attribute == "href" and address.startswith("https://")), address[:80]
+    assert not re.search(r"url\((?!\"\$\{|&)", re.sub(r"<script>.*?</script>", "", html, flags=re.S))
+
+
+def test_the_same_inputs_give_the_same_bytes(html, study):
+    import page
+
+    assert page.build(made_up_page.sources(study, seeds=4)) == html
+
+
+def test_the_ledger_and_the_captions_are_rendered(html):
+    assert "<h3>The ledger: what the paper leaves open</h3>" in html
+    assert "Fig. 4a: Depth by block" in html
+    assert "guided-diffusion&#x27;s output blocks" in html or "guided-diffusion's output blocks" in html
+    assert "{{" not in re.sub(r"<script.*?</script>", "", html, flags=re.S)
+
+
+def test_a_page_too_large_for_a_phone_is_refused(study, monkeypatch):
+    import page
+
+    monkeypatch.setattr(page, "LARGEST", 0.1)
+    with pytest.raises(ValueError, match=r"the page has [\d.]+ MB, expected at most 0.1: lower page.seeds"):
+        page.build(made_up_page.sources(study, seeds=1))
+
+
+def test_text_of_a_study_is_no_markup(study):
+    import page
+
+    sources = made_up_page.sources(study, seeds=1)
+    html = page.build(dataclasses.replace(sources, hashes={"U-Net": "</script><script>alert(1)</script>"}))
+    assert "<script>alert" not in html
+
+
+def test_pictures_and_depth_survive_the_page():
+    import page_pictures
+
+    tiles = np.random.default_rng(0).integers(0, 256, (19, 8, 8, 3), np.uint8)
+    kind, _, text = page_pictures.sprite(tiles).partition(",")
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
+    assert kind == "data:image/webp;base64"
+    np.testing.assert_array_equal(sheet[8:16, 16:24], tiles[18])  # the third of the second row
+    np.testing.assert_array_equal(sheet[:8, 120:128], tiles[15])
+    depth = np.random.default_rng(1).uniform(0.5, 10, (3, 8, 8))
+    limits = page_pictures.depth_range(depth)
+    codes = np.frombuffer(base64.b64decode(page_pictures.coded(depth, limits)), "<u2").reshape(depth.shape)
+    np.testing.assert_allclose(limits[0] * (limits[1] / limits[0]) ** (codes / 65535), depth, rtol=3e-5)
+    with pytest.raises(ValueError, match="expected positive and finite metres"):
+        page_pictures.depth_range(depth, np.zeros(3))
+
+
+def test_runs_without_a_common_seed_are_named(study):
+    import page_pictures
+
+    samples = {run: study / f"samples/{run}.npz" for run in ("baseline", "sweep_0_0")}
+    judged = {run: study / f"judged/{run}.npz" for run in samples}
+    with pytest.raises(ValueError, match="baseline, sweep_0_0 have no seed in common"):
+        page_pictures.gallery(pd.read_csv(study / "metrics/runs.csv").set_index("run"), samples, judged, 4)
+
+
+def table(**columns):
+    """A table of runs with paired differences, as the page reads it."""
+    import page_tables
+
+    return page_tables.ShownTable("table1_guidance", "Table 1: x", "", ["run"], [False], [], pd.DataFrame(columns), "")
+
+
+def sheet(names):
+    weights = {"baseline": (0, 0), "dpg": (0, 30), "dcg": (100, 0), "both": (100, 30)}
+    return pd.DataFrame([{"run": name, "w_dc": weights[name][0], "w_dp": weights[name][1], "sampler": "ddim"} for name in names]).set_index("run")
+
+
+def differences(metric, low, high, p=(np.nan,) * 3):
+    import page_summary
+
+    names = ["baseline", "dpg", "dcg", "both"]
+    middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+    numbers = {metric: [5.0, *(5 + m for m in middle)], f"{metric}_diff": [np.nan, *middle], f"{metric}_diff_low": [np.nan, *low]}
+    numbers |= {f"{metric}_diff_high": [np.nan, *high], f"{metric}_p": [np.nan, *p], "baseline": ["", *["baseline"] * 3]}
+    return page_summary.differences(table(run=names, **numbers), sheet(names))
+
+
+def test_a_difference_counts_by_its_interval_and_its_p_in_the_direction_of_its_metric():
+    import page_summary
+
+    low, high = [-2.0, -1.0, 0.5], [-1.0, 1.0, 2.0]
+    assert [d.verdict for d in differences("dfid", low, high)] == ["better", "noise", "worse"]
+    assert [d.verdict for d in differences("recall", low, high)] == ["worse", "noise", "better"]
+    assert [d.verdict for d in differences("dfid", low, high, p=(0.2, 0.2, 0.001))] == ["noise", "noise", "worse"]
+    found = differences("dfid", low, high)
+    assert [d.label for d in found] == ["DPG (w_dp = 30)", "DCG (w_dc = 100)", "Both (w_dc = 100, w_dp = 30)"]
+    assert found[0].numbers == "3.500 against 5.000, difference −1.500 [−2.000, −1.000]"
+    assert page_summary.headline(found) == "Guidance improved dFID (lower is better) in 1 of 3 guided runs: 1 within noise, 1 worse."
+    all_worse = page_summary.headline(differences("dfid", [1] * 3, [2] * 3))
+    assert all_worse == "Guidance did not improve dFID (lower is better) in any of 3 guided runs: 3 worse."
+    assert page_summary.headline(differences("recall", [1] * 3, [2] * 3)) == "Guidance improved recall (higher is better) in all 3 guided runs."
+
+
+def test_what_has_no_pairs_counts_when_intervals_are_apart():
+    import page_summary
+
+    for strong, verdict in ((0.1, "better"), (0.17, "noise"), (0.3, "worse")):
+        values = np.array([strong, 0.2])
+        frame = pd.DataFrame(
+            {"head": ["strong", "weak"], "labels": 10, "t": 50, "abs_rel": values, "abs_rel_low": values - 0.02, "abs_rel_high": values + 0.02}
+        )
+        labels = dataclasses.replace(table(run=[]), name="fig4b_labels", frame=frame)
+        found = page_summary.findings({"fig4b_labels": labels}, sheet(["baseline"]), 10, None)
+        assert [f.verdict for f in found] == [verdict]
+        assert "strong head, 10 labels" in found[0].what
+
+
+def test_every_sentence_has_the_numbers_of_its_table(html):
+    listed = re.findall(r'<span class="what">(.*?)</span> <span class="numbers">(.*?)</span> <a href="#table-(\w+)">', html)
+    assert len(listed) > 15
+    shown = Cells(html).tables
+    for _, said, name in listed:
+        known = [number for row in shown[f"data-{name}"] for _, text in row for number in numbers(text.replace("–", ""))]
+        for number in numbers(re.sub(r", p = .*", "", said)):
+            assert any(abs(number - other) < 1e-9 for other in known), (name, said)
+
+
+def contrast(first: str, second: str) -> float:
+    """Ratio of WCAG 2 of two colours #rrggbb."""
+
+    def light(colour):
+        parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    high, low = sorted((light(first), light(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_words_stand_out_in_both_themes():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    css = (SCRIPTS / "page.css").read_text()
+    themes = [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block)) for block in re.findall(r"\{[^{}]*--ground:[^{}]*\}", css)]
+    assert len(themes) == 3
+    assert themes[1] == themes[2]  # dark by the button and dark by the system
+    for theme in themes:
+        for words in ("ink", "soft", "accent", "better", "noise", "worse"):
+            for ground in ("ground", "card", "accent-soft"):
+                assert contrast(theme[words], theme[ground]) >= 4.5, (words, ground, theme)
+
+
+def test_the_library_is_the_one_that_is_described():
+    described = re.search(r"`([0-9a-f]{64})`", (ASSETS / "README.md").read_text())[1]
+    content = (ASSETS / "three.min.js").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == described
+    assert b"</script" not in content
+    assert "MIT License" in (ASSETS / "LICENSE").read_text()
+
+
+def test_the_rule_makes_the_page_and_snakemake_reports_every_table_and_figure(tmp_path):
+    (tmp_path / "results").mkdir()
+    made_up_page.make(tmp_path / "results", seeds=6)
+    (tmp_path / "Snakefile").write_text('report: "workflow/report/workflow.rst"\n' + SNAKEFILE.format(root=ROOT))
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
+
+    def snakemake(*arguments):
+        command = [sys.executable, "-m", "snakemake", "--cores", "1", "--profile", "none", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    assert "page" in snakemake("results/index.html")
+    page = (tmp_path / "results/index.html").read_text()
+    assert "sampling" in page
+    assert "Nothing to be done" in snakemake("results/index.html")
+    snakemake("results/index.html", "--report", "report.zip")
+    with zipfile.ZipFile(tmp_path / "report.zip") as report:
+        listed = next(name for name in report.namelist() if name.endswith("report.html"))
+        text = report.read(listed).decode()
+    for path in sorted((tmp_path / "results").glob("*/*")):
+        if path.suffix == ".csv" and path.parent.name == "tables" or path.suffix == ".png":
+            assert path.name in text, path

@@ -1,0 +1,197 @@
+"""The study in plain words, every sentence made from the tables: what improved, what is within noise, what got worse.
+
+A paired difference counts when its 95 % interval leaves out zero and its p, where there is one, is below 0.05. Where only the intervals of
+the two numbers are known, they must not overlap, which is the stricter test. Which way is better is known for the metrics of
+`page_tables`; nothing is said about others.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+from page_pictures import kind, weights
+from page_tables import LOWER, NAMES, ShownTable, digits_of, signed, with_interval
+from table_format import SIGNIFICANT
+
+BETTER, NOISE, WORSE = "better", "noise", "worse"
+VERDICTS = {BETTER: "improved", NOISE: "within noise", WORSE: "got worse"}
+_FEW = 5  # differences of a table that are told one by one; more are counted
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number beside its baseline. texts: the value, the baseline's and the difference, each with its interval."""
+
+    table: str
+    run: str
+    label: str
+    metric: str
+    diff: float
+    low: float
+    high: float
+    p: float
+    value_text: str
+    baseline_text: str
+    diff_text: str
+
+    @property
+    def verdict(self) -> str:
+        if self.low <= 0 <= self.high or self.p >= SIGNIFICANT:  # without a p the interval decides
+            return NOISE
+        return BETTER if (self.high < 0) == (self.metric in LOWER) else WORSE
+
+    @property
+    def numbers(self) -> str:
+        against = f" against {self.baseline_text}" if self.baseline_text else ""
+        chance = "" if pd.isna(self.p) else f", p = {self.p:.3f}"
+        return f"{self.value_text}{against}, difference {self.diff_text}{chance}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was compared, the numbers, the verdict, and the name of the table that they are from."""
+
+    verdict: str
+    what: str
+    numbers: str
+    table: str
+
+
+def differences(table: ShownTable, runs: pd.DataFrame) -> list[Difference]:
+    """Every paired difference of a table: columns <metric>_diff with their intervals, for the metrics whose direction is known."""
+    frame, labels, found = table.frame, _labels_of(table, runs), []
+    for metric in NAMES:
+        names = [metric, *(f"{metric}_diff{part}" for part in ("", "_low", "_high"))]
+        if not set(names) <= set(frame.columns):
+            continue
+        digits = digits_of(frame, metric)
+        values = {(row[table.key], row.get("of")): row for row in frame.to_dict("records")}
+        for said, row in zip(labels, frame.to_dict("records"), strict=True):
+            if any(pd.isna(row[name]) for name in names):
+                continue
+            baseline = values.get((row.get("baseline"), row.get("of")))
+            diff, low, high = (float(row[name]) for name in names[1:])
+            between = f"{signed(diff, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
+            texts = with_interval(row, metric, digits), with_interval(baseline, metric, digits) if baseline else "", between
+            found.append(Difference(table.name, str(row[table.key]), said, metric, diff, low, high, float(row.get(f"{metric}_p", "nan")), *texts))
+    return found
+
+
+def _labels_of(table: ShownTable, runs: pd.DataFrame) -> list[str]:
+    """What each row is called: what guides it, or the table's own words; rows that would be called alike get the name of their run."""
+    rows = table.frame.to_dict("records")
+    own = runs.loc[runs.index.isin(table.frame[table.key])]
+    said = []
+    for row in rows:
+        words = next((row[column] for column in ("what", "changed") if isinstance(row.get(column), str)), None)
+        name = words or label(str(row[table.key]), own)
+        said.append(f"{name}, {row['of'].lower()}" if "of" in row else name)
+    return [name if said.count(name) == 1 and "what" not in row else f"{name}, run {row[table.key]}" for name, row in zip(said, rows, strict=True)]
+
+
+def label(name: str, runs: pd.DataFrame) -> str:
+    """A run for readers: what guides it, with its weights; other rows keep their name."""
+    if name not in runs.index:
+        return name
+    run = runs.loc[name]
+    said = [weights(run)] * bool(weights(run)) + [str(run["sampler"]).upper()] * (runs["sampler"].nunique() > 1)
+    return f"{kind(run)} ({', '.join(said)})" if said else kind(run)
+
+
+def headline(found: list[Difference]) -> str:
+    """What guidance did to the first metric of a table of runs, in one or two sentences. found: differences of that table."""
+    metric = found[0].metric
+    of = {verdict: [d for d in found if d.metric == metric and d.verdict == verdict] for verdict in VERDICTS}
+    total = sum(map(len, of.values()))
+    name = f"{NAMES[metric]} ({'lower' if metric in LOWER else 'higher'} is better)"
+    if len(of[BETTER]) == total:
+        lead = f"Guidance improved {name} in all {total} guided runs"
+    elif of[BETTER]:
+        lead = f"Guidance improved {name} in {len(of[BETTER])} of {total} guided runs"
+    else:
+        lead = f"Guidance did not improve {name} in any of {total} guided runs"
+    rest = [f"{len(of[NOISE])} within noise"] * bool(of[NOISE]) + [f"{len(of[WORSE])} worse"] * bool(of[WORSE])
+    return f"{lead}{': ' + ', '.join(rest) if rest else ''}."
+
+
+def findings(tables: Mapping[str, ShownTable], runs: pd.DataFrame, guide_labels: int, unguided: str | None) -> list[Finding]:
+    """All that can be said, by verdict. guide_labels: label count of the heads that guide. unguided: table 4's source of unguided samples."""
+    said, found = set(), []
+    for table in tables.values():
+        # A run that two tables show is told of once.
+        new = [d for d in differences(table, runs) if (d.run, d.metric, d.diff_text) not in said]
+        said |= {(d.run, d.metric, d.diff_text) for d in new}
+        found += _told(table, new)
+    of_depth = {"fig4a_blocks": (_blocks,), "fig4b_labels": (_labels, guide_labels), "table4_downstream": (_downstream, unguided)}
+    for name, (tell, *more) in of_depth.items():
+        if name in tables:
+            found += tell(tables[name], *more)
+    return found
+
+
+def _told(table: ShownTable, found: list[Difference]) -> Iterator[Finding]:
+    """A finding for each difference, or for each verdict where they are many."""
+    for metric in dict.fromkeys(d.metric for d in found):
+        rows = [d for d in found if d.metric == metric]
+        if len(rows) <= _FEW:
+            yield from (Finding(d.verdict, f"{NAMES[metric]}: {d.label}", d.numbers, table.name) for d in rows)
+            continue
+        for verdict in VERDICTS:
+            those = [d for d in rows if d.verdict == verdict]
+            if those:
+                best = (min if metric in LOWER else max)(those, key=lambda d: d.diff)
+                yield Finding(verdict, f"{NAMES[metric]}: {len(those)} of {len(rows)} runs; the best of them {best.label}", best.numbers, table.name)
+
+
+def _apart(first: Mapping, second: Mapping, metric: str) -> str:
+    """Verdict on the first of two rows by their intervals; noise where one has none."""
+    if first[f"{metric}_high"] < second[f"{metric}_low"]:
+        return BETTER if metric in LOWER else WORSE
+    if first[f"{metric}_low"] > second[f"{metric}_high"]:
+        return BETTER if metric not in LOWER else WORSE
+    return NOISE
+
+
+def _compared(table: ShownTable, what: str, first: Mapping, second: Mapping, metric: str = "abs_rel") -> Finding:
+    """Two rows of a table beside each other."""
+    digits = digits_of(table.frame, metric)
+    one, other = (with_interval(row, metric, digits) for row in (first, second))
+    return Finding(_apart(first, second, metric), f"{NAMES[metric]}: {what}", f"{one} against {other}", table.name)
+
+
+def _blocks(table: ShownTable) -> Iterator[Finding]:
+    """The block that reads depth best at the lowest noise level, beside the constant map."""
+    level = table.frame["t"].min()
+    rows = table.frame[table.frame["t"] == level]
+    heads = rows[rows["head"] != "constant"].to_dict("records")
+    constant = rows[rows["head"] == "constant"].to_dict("records")
+    if heads and constant:
+        best = min(heads, key=lambda row: row["abs_rel"])
+        readable = sum(_apart(row, constant[0], "abs_rel") == BETTER for row in heads)
+        which = f"depth read from block {int(best['block'])}, the best of {len(heads)}, at t = {level}, against one constant map, which {readable} blocks beat"
+        yield _compared(table, which, best, constant[0])
+
+
+def _labels(table: ShownTable, guide: int) -> Iterator[Finding]:
+    """Strong against weak head at each noise level; what more labels bring."""
+    at = {(row["head"], row["labels"], row["t"]): row for row in table.frame.to_dict("records")}
+    levels, most = sorted(table.frame["t"].unique()), table.frame["labels"].max()
+    for level in levels:
+        if {("strong", guide, level), ("weak", guide, level)} <= at.keys():
+            which = f"depth by the strong head, {guide} labels, t = {level}, against the weak one"
+            yield _compared(table, which, at["strong", guide, level], at["weak", guide, level])
+    if most > guide and {("strong", most, levels[0]), ("strong", guide, levels[0])} <= at.keys():
+        which = f"strong head with {most} labels, t = {levels[0]}, against {guide} labels"
+        yield _compared(table, which, at["strong", most, levels[0]], at["strong", guide, levels[0]])
+
+
+def _downstream(table: ShownTable, unguided: str | None) -> Iterator[Finding]:
+    """Networks trained on guided samples beside the one trained on unguided samples, under each alignment."""
+    for alignment, rows in table.frame.groupby("alignment", sort=False):
+        by_source = {row["source"]: row for row in rows.to_dict("records")}
+        if unguided not in by_source:
+            continue
+        for source in [name for name in by_source if name not in (unguided, "reference", "constant")]:
+            how = {"none": "no alignment"}.get(alignment, f"{alignment.replace('_', ' and ')} alignment")
+            which = f"depth network trained on samples of {source}, {how}, against {unguided}"
+            yield _compared(table, which, by_source[source], by_source[unguided])

@@ -1,0 +1,125 @@
+"""Tables of the page: a cell for every number of a csv file, rounded for readers, exact for programs (`raw`)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import run_rows
+import table_distances
+import table_downstream
+import table_geometry
+from table_format import Column, decimals
+
+# Measurements for readers, with an arrow in the direction in which they are better, as the tables call them.
+TITLES = {
+    **{metric: f"{title} ↓" for metric, title in run_rows.TITLES.items()},
+    **table_distances.TITLES,
+    **table_downstream.READERS,
+    **table_geometry.SCORES,
+    "sq_rel": "SqRel ↓",
+    "rmse_log": "RMSElog ↓",
+    "si_log": "SILog ↓",
+}
+NAMES = {metric: title.rstrip(" ↓↑") for metric, title in TITLES.items()}
+LOWER = {metric for metric, title in TITLES.items() if title.endswith("↓")}
+_OTHERS = {"n_train": "images", "seconds_per_sample": "s / sample", "first_seed": "first seed"}
+_INTERVAL = ("", "_low", "_high")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """text: as shown. raw: what the file says, one string, or three for a number with an interval."""
+
+    text: str
+    raw: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """name: of its file. caption, note: what it shows and how it was measured. heads: titles. numeric: which columns sort as numbers.
+
+    rows: cells; the first column names a row. frame: the numbers. text: the csv itself.
+    """
+
+    name: str
+    caption: str
+    note: str
+    heads: list[str]
+    numeric: list[bool]
+    rows: list[list[Cell]]
+    frame: pd.DataFrame
+    text: str
+
+    @property
+    def key(self) -> str:
+        """The csv column that names a row."""
+        return "run" if "run" in self.frame else str(self.frame.columns[0])
+
+    @property
+    def short(self) -> str:
+        """The part of the caption that names it ("Table 1")."""
+        return self.caption.partition(":")[0] if ":" in self.caption[:30] else self.name.replace("_", " ")
+
+
+def load(csv: str | Path, markdown: str | Path | None = None, separator: str = ",") -> ShownTable:
+    """A table from its csv; caption and footnote are those of its Markdown."""
+    text = Path(csv).read_text(encoding="utf-8")
+    frame, exact = (pd.read_csv(csv, sep=separator, **options) for options in ({}, {"dtype": str, "keep_default_na": False}))
+    name = Path(csv).stem
+    caption, note = _words(markdown) if markdown else (name, "")
+    heads, numeric, columns = [], [], []
+    # What names a row comes first: it stays in sight when a table is moved sideways.
+    for title, parts, texts in sorted(_columns(frame), key=lambda column: column[0] != "run"):
+        heads.append(title)
+        numeric.append(pd.api.types.is_numeric_dtype(frame[parts[0]]))
+        columns.append([Cell(text, tuple(raw)) for text, raw in zip(texts, exact[parts].to_numpy().tolist(), strict=True)])
+    return ShownTable(name, caption, note, heads, numeric, [list(row) for row in zip(*columns, strict=True)], frame, text)
+
+
+def title(column: str) -> str:
+    """The name of a csv column for readers."""
+    if column in TITLES:
+        return TITLES[column]
+    for suffix, words in (("_diff", "Δ{}"), ("_p", "p of Δ{}")):
+        if column.endswith(suffix) and column.removesuffix(suffix) in NAMES:
+            return words.format(NAMES[column.removesuffix(suffix)])
+    return _OTHERS.get(column, column)
+
+
+def signed(number: float, digits: int) -> str:
+    """A difference as text."""
+    return f"{number:+.{digits}f}".replace("-", "−")
+
+
+def with_interval(row: Mapping, name: str, digits: int, sign: bool = False) -> str:
+    """ "value [low, high]" of a row's column `name`, or the value alone where no interval is known."""
+    return Column(name, name, interval=f"{name}_low" in row, digits=digits, signed=sign).texts(pd.DataFrame([row]))[0]
+
+
+def digits_of(frame: pd.DataFrame, name: str) -> int:
+    """Decimals with which a column is shown."""
+    return decimals(frame[name])
+
+
+def _columns(frame: pd.DataFrame):
+    """Title, names of the csv columns and texts of each column to show: a number and its interval are one."""
+    taken = set()
+    for name in frame.columns:
+        if name in taken:
+            continue
+        interval = all(f"{name}{part}" in frame for part in _INTERVAL)
+        parts = [f"{name}{part}" for part in _INTERVAL] if interval else [name]
+        taken |= set(parts)
+        base = name.removesuffix("_diff")
+        measured = base != name and base in frame
+        digits = 3 if name.endswith("_p") or name == "seconds_per_sample" else None
+        column = Column(name, name, interval, digits, digits_of=base if measured else None, signed=measured)
+        yield title(name), parts, column.texts(frame)
+
+
+def _words(markdown: str | Path) -> tuple[str, str]:
+    """Caption (first paragraph, bold) and footnote (last paragraph) of a table in Markdown."""
+    paragraphs = Path(markdown).read_text(encoding="utf-8").strip().split("\n\n")
+    last = paragraphs[-1]
+    return paragraphs[0].strip("* "), "" if last.startswith("|") or len(paragraphs) == 1 else last
