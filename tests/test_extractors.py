@@ -214,3 +214,38 @@ def test_pictures_that_no_network_expects_are_refused():
         depth_pictures(np.ones((1, 2, 2)), 2, 1)
     with pytest.raises(ValueError, match="without NaN"):
         depth_pictures(np.full((1, 2, 2), np.nan), 1, 2)
+
+
+@pytest.fixture(scope="module")
+def tiny_dinov2(tmp_path_factory):
+    """DINOv2's own architecture with random weights, as transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    folder = tmp_path_factory.mktemp("dinov2")
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+def test_dinov2_is_the_class_token_of_transformers(tiny_dinov2):
+    from transformers import BitImageProcessor, Dinov2Model
+
+    extractor = load_extractor("dinov2", weights=tiny_dinov2, resolution=28)
+    assert extractor.label == "dinov2-24@28"
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
+    # An independent way in: the processor that DINOv2 is published with.
+    processor = BitImageProcessor(do_resize=False, do_center_crop=False, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+    pixels = processor(list(pictures), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    with torch.inference_mode():
+        expected = Dinov2Model.from_pretrained(tiny_dinov2).eval()(pixel_values=pixels).last_hidden_state[:, 0]
+    np.testing.assert_allclose(extractor(pictures), expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_dinov2_refuses_what_does_not_fit(tiny_dinov2, tmp_path):
+    with pytest.raises(ValueError, match="resolution is 30, expected a multiple of its patches of 14"):
+        load_extractor("dinov2", weights=tiny_dinov2, resolution=30)
+    with pytest.raises(ValueError, match="dims is 80, expected 24"):
+        load_extractor("dinov2", weights=tiny_dinov2, resolution=28, dims=80)
+    (tmp_path / "config.json").write_text((tiny_dinov2 / "config.json").read_text())
+    with pytest.raises(ValueError, match="not a DINOv2"):
+        load_extractor("dinov2", weights=tmp_path, resolution=28)

@@ -19,9 +19,11 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
+from dag.weights import from_hub
 from dag.weights import sha256 as sha256_of
 
-NAMES = ("efficientnet_lite0", "inception", "pixels")
+NAMES = ("efficientnet_lite0", "inception", "dinov2", "pixels")
+DINOV2 = "facebook/dinov2-base"
 STAGES = (16, 24, 40, 80, 112, 192, 320, 1280)  # channels of EfficientNet-Lite0's seven stages and of its last convolution
 _INCEPTION = "inception-2015-12-05.pt"  # the file name that clean-fid looks for
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # of the file that clean-fid downloads
@@ -156,6 +158,39 @@ def _inception_file(weights: str | Path | None) -> Path:
         raise FileNotFoundError(f"{inception_url}: not downloaded ({error}); fetch it where there is a network and name the file by weights") from None
 
 
+class _ClassToken(nn.Module):
+    """A vision transformer of transformers: pictures in [0, 255] to its pooled output, the class token after the last norm."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        # ImageNet's statistics, with which DINOv2 was trained.
+        self.register_buffer("mean", 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.network(pixel_values=(pictures - self.mean) / self.std).pooler_output
+
+
+def _dinov2(weights: str | Path | None, resolution: int) -> tuple[nn.Module, int]:
+    """DINOv2 and its number of dimensions, from a folder or by its hub name."""
+    try:
+        from transformers import Dinov2Model
+    except ImportError:
+        raise ValueError("extractor dinov2 needs transformers: pip install 'dag-depth-guidance[paper]'") from None
+    name = str(weights or DINOV2)
+    folder = Path(name) if Path(name).is_dir() else from_hub(name)
+    try:
+        network, loaded = Dinov2Model.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    except Exception as error:  # transformers and safetensors raise many kinds for a damaged or foreign folder
+        raise ValueError(f"{folder}: not a DINOv2 of transformers ({' '.join(str(error).split())[:200]})") from None
+    if missing := sorted(loaded["missing_keys"]):
+        raise ValueError(f"{folder}: its weights have no {missing[0]} ({len(missing)} missing), which its config.json builds")
+    if resolution % network.config.patch_size:
+        raise ValueError(f"extractor dinov2: resolution is {resolution}, expected a multiple of its patches of {network.config.patch_size} pixels")
+    return _ClassToken(network), network.config.hidden_size
+
+
 def load_extractor(
     name: str,
     *,
@@ -170,12 +205,14 @@ def load_extractor(
     "efficientnet_lite0" (Tan & Le 2019, Apache-2.0, ImageNet weights from its wheel): mean over positions of the stage with `dims` channels
     (one of STAGES, default 80); resolution a multiple of 32, default 128. "inception": the 2048 features of FID's network as clean-fid (mode
     "clean") computes them, always at 299; weights: its file or the folder of it, by default clean-fid's own download into ~/.cache/dag; sha256:
-    of another file than the published one. "pixels": the resized picture itself, flattened; resolution default 8.
+    of another file than the published one. "dinov2" (Oquab et al. 2023, arXiv 2304.07193; needs transformers): its class token, hidden_size
+    dimensions, resolution default 224; weights: a folder or hub name, default facebook/dinov2-base. "pixels": the resized picture itself, flattened;
+    resolution default 8.
     Raises ValueError on an unknown name, an option this extractor does not allow or a file with another hash, FileNotFoundError when weights are missing.
     """
     if name not in NAMES:
         raise ValueError(f"extractor is {name!r}, expected one of {', '.join(NAMES)}")
-    if weights is not None and name != "inception":
+    if weights is not None and name not in ("inception", "dinov2"):
         raise ValueError(f"extractor {name} takes no weights folder, found {weights}")
     if name == "efficientnet_lite0":
         dims, resolution = dims or 80, resolution or 128
@@ -185,6 +222,12 @@ def load_extractor(
         if resolution % 32:
             raise ValueError(f"extractor efficientnet_lite0: resolution is {resolution}, expected a multiple of 32")
         return Extractor(name, _efficientnet_lite0(dims), dims, resolution, device)
+    if name == "dinov2":
+        resolution = resolution or 224
+        network, width = _dinov2(weights, resolution)
+        if dims not in (None, width):
+            raise ValueError(f"extractor dinov2: dims is {dims}, expected {width}, the width of this one")
+        return Extractor(name, network, width, resolution, device)
     natural = (2048, 299) if name == "inception" else (3 * (resolution or 8) ** 2, resolution or 8)
     if (dims or natural[0], resolution or natural[1]) != natural:
         raise ValueError(f"extractor {name}: dims {dims} at resolution {resolution}, expected {natural[0]} at {natural[1]}")
