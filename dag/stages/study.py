@@ -15,7 +15,8 @@ from dag.data.domain import DOMAINS, check
 from dag.stages.artefacts import PACKAGE, digest, writing
 from dag.stages.networks import faults
 
-SCHEMAS = PACKAGE.parent / "workflow" / "schemas"
+# In a checkout they lie with the workflow, in an installed package with the package.
+SCHEMAS = next(folder for folder in (PACKAGE.parent / "workflow" / "schemas", PACKAGE / "schemas") if folder.is_dir())
 GUIDED = ("w_dc", "w_dp")
 
 

@@ -399,3 +399,13 @@ rule ledger:
         page="docs/ledger.md",
     script:
         "../scripts/ledger.py"
+
+
+# On demand: the map of the default study's rules in docs/workflow.md.
+rule map:
+    localrule: True
+    params:
+        config="config/rooms.yaml",
+        document="docs/workflow.md",
+    script:
+        "../scripts/workflow_map.py"
