@@ -18,6 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
+from dag.accelerator import here
 from dag.data.depth import DepthCoding
 from dag.data.images import to_tensor
 from dag.diffusion import Diffusion
@@ -190,7 +191,8 @@ def train_prior(
     """A diffusion model over depth maps at one resolution, trained on depth alone (DAG section 4.2).
 
     depth: (n, s, s) metres, brought to `resolution` by area averaging over what is known of it (see train_heads). architecture: arguments of
-    UNet2DModel, by default PRIOR_ARCHITECTURE. recipe: by default 1000 steps of 32, 1e-3. Returns it frozen, on the CPU.
+    UNet2DModel, by default PRIOR_ARCHITECTURE. recipe: by default 1000 steps of 32, 1e-3. Trained on the GPU
+    where there is one, returned frozen, on the CPU.
     Raises ValueError for depths of another kind, and where a pixel at the prior's resolution has no known depth at all.
     """
     recipe = recipe or Recipe(steps=1000, batch_size=32, learning_rate=1e-3)
@@ -206,8 +208,8 @@ def train_prior(
     def batch(step: int) -> Tensor:
         return maps[torch.randint(len(maps), (recipe.batch_size,), generator=generator(recipe.seed, step, 1))]
 
-    _fit(network.unet, denoising_loss(network.diffusion, prediction_type), batch, recipe, "depth prior")
-    return network.eval().requires_grad_(False)
+    _fit(network.unet.to(here()), denoising_loss(network.diffusion, prediction_type), batch, recipe, "depth prior")
+    return network.cpu().eval().requires_grad_(False)
 
 
 def _known_loss(network: DepthHeads, data: tuple, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ from dag.guidance import Consistency, DepthGuidance, Prior, Term, UNetPredictor
 from dag.networks import DepthHeads, DepthPrior
 from dag.sampling import SampleRNG, Step, sample_ddim
 from dag.unet import decoder_blocks
-from dag.weights import load_unet
+from dag.weights import check_pixel_space, load_unet
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 # What a scheduler may also do to a step, with the value at which it does nothing: our DDIM step knows none of it.
@@ -63,6 +63,12 @@ class DepthAwareGuidancePipeline(DiffusionPipeline):
             if network is not None:
                 network.eval().requires_grad_(False)
         self.register_modules(unet=unet, scheduler=scheduler, heads=heads, prior=prior)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options) -> DepthAwareGuidancePipeline:
+        """As DiffusionPipeline.from_pretrained; a folder of a latent or text-conditional model is refused."""
+        check_pixel_space(Path(folder))
+        return super().from_pretrained(folder, **options)
 
     @classmethod
     def from_files(cls, unet: str | Path, heads: str | Path | None = None, prior: str | Path | None = None) -> DepthAwareGuidancePipeline:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # The second part is diffusers' "variant"; `ema` holds averaged weights beside those of training.
 _DIFFUSERS_WEIGHTS = tuple(f"diffusion_pytorch_model.{v}{end}" for end in ("safetensors", "bin") for v in ("", "ema.", "fp16."))
 _PIPELINE_PARTS = ("unet", "unet_ema")  # folders of a pipeline, or of a training's checkpoint, that hold its U-Net
+# Parts of a pipeline by which its U-Net is known to draw something else than pictures from noise alone.
+_OTHER_PARTS = {"model conditioned on text": ("text_encoder", "text_encoder_2"), "latent model": ("vae", "vqvae", "movq")}
 # Names that diffusers gave the four projections of an attention before version 0.14; published DDPM weights still have them.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  # owner/name, or owner/name@revision
@@ -165,6 +167,15 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_pixel_space(folder: Path) -> None:
+    """Raises ValueError where a diffusers folder is that of a latent model or of one conditioned on text: its U-Net alone does not say so."""
+    index = folder / "model_index.json"
+    parts = read_mapping(index) if index.is_file() else {}
+    for kind, names in _OTHER_PARTS.items():
+        if found := [name for name in names if parts.get(name, [None])[0] is not None]:
+            raise ValueError(f"{index}: a {kind} (it has {found[0]}), expected an unconditional model of pixels, such as a DDPMPipeline's or a DDIMPipeline's")
+
+
 def _load_diffusers(folder: Path) -> tuple[UNet2DModel, dict, Path]:
     if (folder / "config.json").exists():
         # A pipeline's `unet` folder given by itself: the scheduler beside it knows the prediction type.
@@ -173,6 +184,7 @@ def _load_diffusers(folder: Path) -> tuple[UNet2DModel, dict, Path]:
         root, folder = folder, folder / "unet"
     else:
         raise FileNotFoundError(f"{folder}: has neither config.json nor unet/config.json, expected a diffusers folder")
+    check_pixel_space(root)
     config = read_mapping(folder / "config.json")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{folder / 'config.json'}: a {config['_class_name']}, expected a UNet2DModel")

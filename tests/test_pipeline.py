@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -182,6 +185,17 @@ def test_guidance_without_its_networks_is_refused(folder):
         bare(w_dp=1.0)
     with pytest.raises(ValueError, match="what their depth is in metres"):
         bare(num_inference_steps=1, output_depth=True)
+
+
+@pytest.mark.parametrize(("part", "expected"), [("vqvae", "a latent model"), ("text_encoder", "a model conditioned on text")])
+@pytest.mark.parametrize("load", [DepthAwareGuidancePipeline.from_pretrained, DepthAwareGuidancePipeline.from_files])
+def test_a_pipeline_of_something_else_than_pictures_is_refused(folder, tmp_path, part, expected, load):
+    """Its U-Net may be a UNet2DModel like any other: the pipeline's index tells."""
+    shutil.copytree(folder, tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), part: ["diffusers", "Other"]}))
+    with pytest.raises(ValueError, match=rf"model_index.json: {expected} \(it has {part}\), expected an unconditional model of pixels"):
+        load(tmp_path / "model")
 
 
 def test_other_kinds_of_models_are_refused(folder):

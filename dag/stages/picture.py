@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from dag.accelerator import here
 from dag.data.images import to_uint8
 from dag.diffusion import respace
 from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
@@ -49,10 +50,11 @@ def picture(
     if prior is None and w_dp:
         raise ValueError("--w-dp needs --prior: a folder of `dag prior` (a study writes results/<study>/models/prior<resolution>)")
     plain = UNetPredictor.load(model)
-    networks = DepthHeads.load(heads) if heads else {}
+    plain.unet.to(here())
+    networks = DepthHeads.load(heads).to(here()) if heads else {}
     terms = [Consistency(w_dc)] if w_dc else []
     if w_dp:
-        depth_prior = DepthPrior.load(prior)
+        depth_prior = DepthPrior.load(prior).to(here())
         terms.append(Prior(w_dp, depth_prior, depth_prior.diffusion, depth_prior.resolution, _span("tau", tau)))
     predictors = {"unguided": plain} | ({"guided": DepthGuidance(plain, networks, terms, _span("window", window))} if terms else {})
     rows: dict[str, list[np.ndarray]] = {}
@@ -71,7 +73,7 @@ def picture(
 
 def _draw(predict, plain: UNetPredictor, seeds: list[int], steps: int, rule: str) -> torch.Tensor:
     size, channels = plain.unet.config.sample_size, plain.unet.config.in_channels
-    rng, timesteps = SampleRNG(seeds), respace(plain.diffusion.num_timesteps, steps, "ddim")
+    rng, timesteps = SampleRNG(seeds, here()), respace(plain.diffusion.num_timesteps, steps, "ddim")
     return sample_ddim(predict, rng.randn("init", (channels, size, size)), timesteps, plain.diffusion, rule=rule, rng=rng)
 
 
@@ -86,7 +88,7 @@ def _coloured(coded: torch.Tensor) -> np.ndarray:
     """Coded depth (b, 1, s, s) as colours (b, s, s, 3) uint8, far bright."""
     from matplotlib import colormaps
 
-    return (colormaps["magma"](((coded[:, 0] + 1) / 2).clamp(0, 1).numpy())[..., :3] * 255).round().astype(np.uint8)
+    return (colormaps["magma"](((coded[:, 0] + 1) / 2).clamp(0, 1).cpu().numpy())[..., :3] * 255).round().astype(np.uint8)
 
 
 def _write(rows: list[np.ndarray], out: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 MARKS = re.compile(r"(<!-- map: .*? -->\n).*?(<!-- /map -->)", re.S)
-GATHERING = {"all", "timings"}  # they take from nearly every rule, and would hide what the others do
+GATHERING = {"all", "timings", "page"}  # they take from nearly every rule, and would hide what the others do
 
 
 def edges(graph: str) -> list[tuple[str, str]]:
