@@ -96,7 +96,7 @@ def measure(study: Study, *, runs: list[str], judged: list[Path], reference: Pat
     label = f"{section['extractor']}-{section['dims']}@{section['resolution']}"
     moments_of = {key: Reference(*moments(truth[key])) for key in FEATURES.values()}
 
-    def estimate(name: str, metric: str, key: str, against, **options) -> None:
+    def estimate(name: str, metric: str, key: str, against, /, **options) -> None:
         baseline = study.baseline_of(name) if name != "real" else None
         values = paired_bootstrap(against, files[name][key], files[baseline][key] if baseline else None, **options)
         facts = {"run": name, "metric": metric, "extractor": label, "dims": section["dims"], "n": values.n, "baseline": baseline or ""}
