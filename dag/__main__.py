@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 STAGES = {
     "prepare": "data",
+    "label": "labelling",
     "pretrain": "pretraining",
     "snapshot": "pretraining",
     "convert": "pretraining",

@@ -138,7 +138,11 @@ def write_dpt(folder: Path, size: int = 32) -> Path:
         use_auxiliary_head=False,
     )
     network = DPTForDepthEstimation(config)
-    torch.nn.init.constant_(network.head.head[-2].bias, 1.0)  # its last layer is a ReLU: let it not begin at zero
+    # As transformers draws them, weights are so small that every picture is equally deep.
+    for name, weight in network.named_parameters():
+        if weight.ndim > 1 and not name.startswith("dpt.embeddings.cls"):
+            torch.nn.init.kaiming_normal_(weight)
+    torch.nn.init.constant_(network.head.head[-2].bias, 1.0)  # before its last layer, a ReLU
     network.save_pretrained(folder)
     DPTImageProcessor(size={"height": size, "width": size}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
     return folder

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ DOMAINS = {
     "rooms": Kind("rooms", drawn=True),
     "folder": Kind("folder", ("root", "depth_unit"), needed=1),
     "nyu": Kind("nyu", ("root",), splits=("train", "test")),
+    "lsun": Kind("lsun", ("root", "order", "resample", "corrupt"), needed=1),
 }
 
 # Uses of pictures files that must not share any: what is measured, and what learns from pictures.
@@ -58,9 +60,13 @@ class Pictures(NamedTuple):
 
 
 class Dataset(ABC):
-    """Pictures by position, 0 to len - 1, each of its own size. part: the rows and columns that show something, of which squares are made."""
+    """Pictures by position, 0 to len - 1, each of its own size. part: the rows and columns that show something, of which squares are made.
+
+    unreadable: pictures that `squares` left out, by name, with the reason.
+    """
 
     part: tuple[slice, slice] = (slice(None), slice(None))
+    unreadable: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def __len__(self) -> int: ...

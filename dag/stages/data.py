@@ -15,7 +15,7 @@ from dag.stages.study import Study
 def prepare(study: Study, *, use: str, out: Path) -> None:
     """The pictures of one use of the study's `data` section as squares: images uint8, ids, depth in metres where there is any.
 
-    `valid` is stored beside depth where some of it is unknown.
+    `valid` is stored beside depth where some of it is unknown. Pictures that the dataset could not read are listed in the provenance.
     """
     started = time.time()
     if use not in study["data"]:
@@ -25,7 +25,8 @@ def prepare(study: Study, *, use: str, out: Path) -> None:
     arrays = {"images": squares.images, "depth": squares.depth, "ids": squares.ids, "valid": squares.valid}
     with writing(out) as aside:
         np.savez(aside, **{name: array for name, array in arrays.items() if array is not None})
-    write_provenance(out, study, started, first=int(index[0]), count=len(index), split=study.uses[use].split)
+    facts = {"first": int(index[0]), "count": len(squares.ids), "split": study.uses[use].split}
+    write_provenance(out, study, started, **facts, unreadable=dict(source.unreadable))
 
 
 def pictures(study: Study, use: str) -> tuple[Dataset, np.ndarray]:

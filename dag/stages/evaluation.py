@@ -15,13 +15,22 @@ from dag.stages.data import read
 from dag.stages.study import Study
 
 
-def load_judge(path: Path):
-    """The depth judge, frozen. Raises ValueError naming a file that holds something else."""
+def load_judge(path: Path, coding=None):
+    """The depth judge, frozen: images in [-1, 1] to coded depth. coding: the study's, for a pretrained one.
+
+    Raises ValueError naming a file that holds something else, or a pretrained network whose weights are no longer those that the stage `judge` saw.
+    """
     from dag.accelerator import here
-    from dag.estimators import DepthUNet
+    from dag.estimators import DepthUNet, load_pretrained
     from dag.weights import check_state, load_module_file
 
     state, config = load_module_file(path)
+    if set(config) == {"pretrained"}:
+        found = config["pretrained"]
+        network, facts = load_pretrained(found["model"], coding, found.get("output", "inverse"), found.get("bounds"))
+        if facts["sha256"] != found["sha256"]:
+            raise ValueError(f"{found['model']}: has other weights than when {path} was made; run the stage `judge` again")
+        return network.to(here())
     if set(config) != {"architecture"}:
         raise ValueError(f"{path}: no depth judge; the stage `judge` writes it")
     network = DepthUNet(config["architecture"])
@@ -48,7 +57,7 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     started = time.time()
     arrays = read(pictures, "images")
     images, seeds = arrays["images"], arrays["seeds" if "seeds" in arrays else "ids"]
-    judged = estimate(load_judge(judge), images, coding(study))
+    judged = estimate(load_judge(judge, coding(study)), images, coding(study))
     plain, *_ = predictor(unet)
     strong, size = load_heads(heads)["strong"].to(here()), study["sampling"]["batch_size"]
     parts = [slice(i, i + size) for i in range(0, len(images), size)]

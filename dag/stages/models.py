@@ -207,12 +207,22 @@ def prior(study: Study, *, resolution: int, data: Path, out: Path, pixels: Liter
     finished(out)
 
 
-def judge(study: Study, *, data: Path, out: Path) -> None:
-    """Train the depth judge of dFID, on scenes that nothing else uses."""
-    from dag.estimators import DepthUNet, depth_loss
+def judge(study: Study, *, out: Path, data: Path | None = None) -> None:
+    """The depth judge of dFID: trained on pictures that nothing else uses (data), or the pretrained network that the config names.
+
+    Of a pretrained one the file holds its name and the hashes of its weights.
+    """
+    from dag.estimators import DepthUNet, depth_loss, load_pretrained
     from dag.weights import save_module
 
     started = time.time()
+    if "model" in (section := study["judge"]):
+        _, facts = load_pretrained(section["model"], coding(study), section.get("output", "inverse"), section.get("bounds"))
+        save_module(torch.nn.Module(), {"pretrained": {**section, "sha256": facts["sha256"]}}, out)
+        write_provenance(out, study, started, judge=facts)
+        return
+    if data is None:
+        raise ValueError("judge: --data is missing: judge.model names no pretrained network, so one is trained on pictures")
     recipe, architecture = Recipe(**study["judge"]["training"]), {"sample_size": study["domain"]["size"], **study["judge"]["architecture"]}
     torch.manual_seed(recipe.seed)
     network, arrays = DepthUNet(architecture), read(data, "images", "depth")

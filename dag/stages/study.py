@@ -111,6 +111,7 @@ class Study:
             )
         if self["depth"]["near"] >= self["depth"]["far"]:
             raise StudyError(f"{self.source}: depth.near is {self['depth']['near']} and depth.far {self['depth']['far']}, expected near < far (metres)")
+        self._check_judge()
         for fault in faults(self.config, self._pretrained_architecture()):
             raise StudyError(f"{self.source}: {fault}")
         self._check_sizes()
@@ -127,12 +128,26 @@ class Study:
         if self["heads"]["guide"] not in counts:
             raise StudyError(f"{self.source}: heads.guide is {self['heads']['guide']}, expected one of heads.labels {counts}")
 
+    def _check_judge(self) -> None:
+        """A judge is trained by the study or pretrained."""
+        pretrained, trained = {"model", "output", "bounds"} & self["judge"].keys(), {"architecture", "training"} & self["judge"].keys()
+        if "model" in pretrained and trained:
+            raise StudyError(f"{self.source}: judge.{min(trained)} is set, but judge.model names a network that is trained, expected one or the other")
+        if "model" not in pretrained and len(trained) < 2:
+            missing = min({"architecture", "training"} - trained)
+            raise StudyError(
+                f"{self.source}: judge.{missing} is missing, expected it with judge.{max({'architecture', 'training'} - {missing})}, or judge.model"
+            )
+        if "model" not in pretrained and pretrained:
+            raise StudyError(f"{self.source}: judge.{min(pretrained)} is set without judge.model, expected no such key for a judge that is trained")
+
     def _check_sizes(self) -> None:
         """Refuse pictures that a network cannot halve as often as it does, or that are not the pretrained U-Net's."""
         size, unet = self["domain"]["size"], self.unet_architecture()
         if unet.get("sample_size", size) != size:
             raise StudyError(f"{self.source}: domain.size is {size}, expected {unet['sample_size']}, the image size of unet.path {self['unet']['path']}")
-        networks = [("unet", unet, size), *((name, self[name]["architecture"], size) for name in ("judge", "downstream"))]
+        networks = [("unet", unet, size)]
+        networks += [(name, self[name]["architecture"], size) for name in ("judge", "downstream") if "architecture" in self[name]]
         networks += [("prior", self["prior"]["architecture"], side) for side in self["prior"]["resolutions"]]
         for name, architecture, side in networks:
             if side % (stride := 2 ** (len(architecture["block_out_channels"]) - 1)):

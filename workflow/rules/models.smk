@@ -116,7 +116,8 @@ rule prior:
 
 rule judge:
     input:
-        f"{RESULTS}/data/judge.npz",
+        # A pretrained judge needs no pictures.
+        f"{RESULTS}/data/judge.npz" if "architecture" in config["judge"] else [],
     output:
         f"{RESULTS}/models/judge.safetensors",
     log:
@@ -128,6 +129,7 @@ rule judge:
         gpu=1,
     params:
         command=dag("judge"),
+        data=lambda w, input: f"--data {input}" if input else "",
         stamp=stamp("models", "judge", "depth", "domain"),
     shell:
-        "{params.command} --data {input} --out {output} 2> {log}"
+        "{params.command} {params.data} --out {output} 2> {log}"

@@ -49,7 +49,8 @@ FIGURES = expand(
 DOWNSTREAM = ["reference", *config["downstream"]["sources"], "constant"]
 # The job of every file that the tables and figures stand on.
 JOBS = [
-    *expand("prepare/{use}", use=sorted(set(config["data"]) - {"unet"})),
+    *expand("prepare/{use}", use=USES),
+    *expand("label/{use}", use=LABELLED),
     *expand("features/labels{count}", count=config["heads"]["labels"]),
     *expand("heads/labels{count}", count=config["heads"]["labels"]),
     "features/validation",
