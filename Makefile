@@ -48,5 +48,5 @@ $(READY):
 	fi; \
 	echo "Setting up .venv from constraints.txt: several GB, some minutes the first time"; \
 	touch .venv/.installing; rm -f .venv/.ready-*; \
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,slurm]'; \
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,paper,slurm]'; \
 	rm .venv/.installing; touch $@

@@ -23,6 +23,8 @@ from dag.usage import Parser, epilog, overview, word
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 STAGES = {
+    "asset": "assets",
+    "fetch": "assets",
     "prepare": "data",
     "label": "labelling",
     "pretrain": "pretraining",

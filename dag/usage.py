@@ -32,6 +32,7 @@ WORDS = {
     "metrics": "table to write: depth errors of the heads (.csv)",
     "model": "pretrained U-Net: a diffusers folder, or a guided-diffusion .pt with its flags beside it",
     "n": "number of samples",
+    "name": "a key of the config's section `assets`",
     "out": "file or folder to write",
     "pictures": "samples of a run, or pictures of `dag prepare` (.npz)",
     "pixels": "`shuffled`: the control that learns from depth maps without their shape",
@@ -63,12 +64,16 @@ OWN_WORDS = {
     ("convert", "out"): "folder to write",
     ("convert", "source"): "a guided-diffusion .pt, a diffusers folder or hub name, or a .safetensors of this project",
     ("downstream", "judged"): "described pictures whose depth labels them (.npz); without it they carry their own",
+    ("label", "pictures"): "pictures without depth, of `dag prepare` (.npz)",
     ("known_answers", "reference"): "reference pictures with depth (.npz)",
 }
 _UNET, _HEADS, _PRIOR = "results/smoke/models/unet", "results/smoke/models/heads/labels10.safetensors", "results/smoke/models/prior16"
 _DATA, _JUDGED, _METRICS = "results/smoke/data", "results/smoke/judged", "results/smoke/metrics"
 # Every one runs as it stands after `snakemake --cores all --configfile config/smoke.yaml`; of a stage with a study without its --config.
 EXAMPLES = {
+    "asset": "--name unet --out unet.json",
+    "fetch": "",
+    "label": "--pictures results/paper-mini/data/pictures/labels.npz --out labels.npz",
     "prepare": "--use labels --out labels.npz",
     "pretrain": "--out unet",
     "snapshot": "--state results/smoke/models/unet.state.pt --log results/smoke/models/unet.log.jsonl --out unet",
@@ -90,6 +95,8 @@ EXAMPLES = {
     "picture": "--model models/rooms32 --heads results/rooms/models/heads/labels100.safetensors --w-dc 300 --n 16 --grid out.png",
     "doctor": "--config config/rooms.yaml",
 }
+# Whose example is of another study than the smoke study.
+OF_PAPER = ("asset", "fetch", "label")
 WITHOUT_STUDY = ("convert", "picture", "doctor")
 
 
@@ -110,14 +117,18 @@ def example(stage: str) -> list[str]:
     """The words of a command that works, `dag` first; nothing for a stage without one."""
     if stage not in EXAMPLES:
         return []
-    study = [] if stage in WITHOUT_STUDY else ["--config", "config/smoke.yaml"]
+    study = [] if stage in WITHOUT_STUDY else ["--config", _study(stage)]
     return ["dag", stage, *study, *EXAMPLES[stage].split()]
+
+
+def _study(stage: str) -> str:
+    return "config/paper-mini.yaml" if stage in OF_PAPER else "config/smoke.yaml"
 
 
 def epilog(stage: str) -> str:
     """The example as the last part of a stage's help, broken before its options."""
     text = " ".join(example(stage)).replace(" --", " \\\n      --")
-    after = "" if stage in WITHOUT_STUDY else ", after the smoke study (config/smoke.yaml)"
+    after = "" if stage in WITHOUT_STUDY else f", after the study {_study(stage)}"
     return f"example{after}:\n  {text}" if text else ""
 
 

@@ -1,7 +1,11 @@
-"""Tiny files in exactly the formats of the published checkpoints, with random weights."""
+"""Tiny files in exactly the formats of what others publish, with random weights and drawn pictures.
+
+`python tests/standins.py` writes those of config/paper-mini.yaml into assets/mini.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +17,23 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ADM_MINI = {"width": 32, "mult": (1, 1, 2), "blocks": 2, "factors": (2, 4)}
+ADM_MINI_FLAGS = {
+    "image_size": 16,
+    "num_channels": 32,
+    "num_res_blocks": 2,
+    "channel_mult": "1,1,2",
+    "attention_resolutions": "8,4",
+    "num_head_channels": 32,
+    "learn_sigma": True,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
+    "use_fp16": True,
+    "class_cond": False,
+    "diffusion_steps": 1000,
+    "noise_schedule": "linear",
+    "dropout": 0.1,
+}
 ADM_BEDROOM = {"width": 256, "mult": (1, 1, 2, 2, 4, 4), "blocks": 2, "factors": (8, 16, 32)}
 
 
@@ -171,3 +192,35 @@ def write_lmdb(folder: Path, items: Mapping[bytes, bytes]) -> Path:
         for key, value in items.items():
             transaction.put(key, value)
     return folder
+
+
+def write_nyu(folder: Path) -> Path:
+    """Four pictures in the layout of the official nyu_depth_v2_labeled.mat (HDF5, axes reversed), splits.mat beside it: 1 and 3 train, 2 and 4 test."""
+    import h5py
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True, exist_ok=True)
+    images = np.stack(drawn_pictures(4, [(480, 640)]))
+    depths = (1 + images[..., 0] / 64).astype(np.float32)
+    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
+        file["images"] = images.transpose(0, 3, 2, 1)
+        file["depths"] = depths.transpose(0, 2, 1)
+    savemat(folder / "splits.mat", {f"{split}Ndxs": np.array([[i], [i + 2]], np.uint16) for split, i in (("train", 1), ("test", 2))})
+    return folder
+
+
+def write_all(folder: Path) -> None:
+    """Everything that config/paper-mini.yaml names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_adm(folder / "lsun_bedroom.pt", ADM_MINI_FLAGS, **ADM_MINI)
+    for split, n in (("train", 64), ("val", 8)):
+        images = drawn_pictures(n + 64)[-n:]
+        write_lmdb(folder / "lsun" / f"bedroom_{split}_lmdb", {f"{i:040x}".encode(): encoded(image, "webp") for i, image in enumerate(images)})
+    write_dpt(folder / "dpt", 16)
+    write_nyu(folder / "nyu")
+    weights = write_inception(folder / "inception-2015-12-05.pt")
+    weights.with_suffix(".pt.sha256").write_text(f"{hashlib.sha256(weights.read_bytes()).hexdigest()}  {weights.name}\n")
+
+
+if __name__ == "__main__":
+    write_all(Path(__file__).parent.parent / "assets" / "mini")

@@ -193,8 +193,8 @@ def test_lsun_is_labelled_by_dpt_and_goes_on_where_it_was_killed(study, tmp_path
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["estimator"]["sha256"].keys() == {"model.safetensors"}
     assert facts["pictures"]["unreadable"] == {}
-    with pytest.raises(ValueError, match=r"labels\.npz: has depth; the config's estimator is for pictures without"):
-        labelling.label(study, pictures=out, out=tmp_path / "twice.npz")
+    labelling.label(study, pictures=out, out=tmp_path / "twice.npz")
+    np.testing.assert_array_equal(read(tmp_path / "twice.npz")["depth"], whole["depth"])
 
 
 def test_a_dpt_may_be_the_judge_and_must_stay_the_same(study, tmp_path):
@@ -221,7 +221,7 @@ TRAINING = {"steps": 1, "batch_size": 1}
     ("judge", "words"),
     [
         ({"model": "a/b", "training": TRAINING}, "judge.training is set, but judge.model names a network that is trained"),
-        ({"training": TRAINING}, "judge.architecture is missing, expected it with judge.training, or judge.model"),
+        ({"training": TRAINING}, "judge.architecture is missing, expected architecture and training, or model"),
         ({"architecture": {}, "training": TRAINING, "output": "metres"}, "judge"),
     ],
 )
@@ -230,3 +230,21 @@ def test_a_judge_is_trained_or_pretrained(study, judge, words):
         Study({**study.config, "judge": judge}, "lsun.yaml")
     with pytest.raises(StudyError, match=r"domain\.order is set, but the domain 'rooms' takes only a size"):
         Study({**study.config, "domain": {"name": "rooms", "size": 16, "order": 1}}, "lsun.yaml")
+
+
+def test_downstream_networks_may_be_tested_on_another_domain(study, tmp_path):
+    from standins import write_nyu
+
+    write_nyu(tmp_path / "nyu")
+    elsewhere = {**study["downstream"], "domain": {"name": "nyu", "root": str(tmp_path / "nyu")}}
+    other = Study({**study.config, "downstream": elsewhere, "data": {**USES, "test": "test"}}, "lsun.yaml")
+    prepare(other, use="test", out=tmp_path / "test.npz")
+    found = read(tmp_path / "test.npz")
+    assert found["images"].shape == (2, 16, 16, 3)
+    assert list(found["ids"]) == [2, 4]
+    assert found["depth"].min() > 0
+    with pytest.raises(StudyError, match=r"data\.test is 'val'; the splits of the domain 'nyu' are train, test"):
+        Study({**study.config, "downstream": elsewhere, "data": {**USES, "test": "val"}}, "lsun.yaml")
+    wrong = {**study["downstream"], "domain": {"name": "nyu", "depth_unit": 1}}
+    with pytest.raises(StudyError, match=r"domain of data\.test\.depth_unit is set, but the domain 'nyu' takes root"):
+        Study({**study.config, "downstream": wrong, "data": {**USES, "test": "test"}}, "lsun.yaml")

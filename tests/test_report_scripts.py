@@ -448,6 +448,7 @@ def prior_name(run):
 
 
 SWEEP = measured("fig8")
+USES, LABELLED, IMPORTED = sorted(set(config["data"]) - {{"unet"}}), False, False
 
 
 include: "{root}/workflow/rules/report.smk"

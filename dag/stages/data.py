@@ -32,7 +32,7 @@ def prepare(study: Study, *, use: str, out: Path) -> None:
 def pictures(study: Study, use: str) -> tuple[Dataset, np.ndarray]:
     """The dataset that a use of the study's `data` section takes its pictures from, and their positions in it."""
     wanted = study.uses[use]
-    source = dataset(study["domain"], wanted.split)
+    source = dataset(study.domain_of(use), wanted.split)
     try:
         index = wanted.index(len(source))
     except ValueError as error:

@@ -63,7 +63,8 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     parts = [slice(i, i + size) for i in range(0, len(images), size)]
     coded = torch.cat([read_depth(to_tensor(images[p]).to(here()), seeds[p].tolist(), plain, strong, study["sampling"]["read_t"]) for p in parts])
     section = study["evaluation"]
-    extractor = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"], device=here())
+    options = {key: section.get(key) for key in ("dims", "resolution", "weights", "sha256")}
+    extractor = load_extractor(section["extractor"], **options, device=here())
     read_off, limits = coding(study).decode(coded)[:, 0].cpu().numpy(), (study["depth"]["near"], study["depth"]["far"])
     with writing(out) as aside:
         np.savez(

@@ -69,8 +69,8 @@ def _planted(study: Study, depth: np.ndarray) -> Iterator[tuple]:
     from dag.metrics.extractors import depth_pictures, load_extractor
 
     section, near, far = study["evaluation"], study["depth"]["near"], study["depth"]["far"]
-    extractor = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"], device=here())
-
+    options = {key: section.get(key) for key in ("dims", "resolution", "weights", "sha256")}
+    extractor = load_extractor(section["extractor"], **options, device=here())
     untouched = extractor(depth_pictures(depth, near, far))
     truth = Reference(*moments(untouched))
 

@@ -22,15 +22,19 @@ _PART = 1024  # pictures whose depth a killed job may have to estimate again
 
 
 def label(study: Study, *, pictures: Path, out: Path) -> None:
-    """A data file of pictures with depth in metres beside them.
+    """A data file of pictures with depth in metres beside them; pictures that have depth keep theirs.
 
     Each part of the work is stored under the hash of what it follows from, beside `out`, until the whole is written: a job that was
     killed goes on with the next part.
     """
     started, parts = time.time(), out.with_suffix(".parts")
     arrays = read(pictures, "images", "ids")
+    origin = json.loads(pictures.with_suffix(".json").read_text())
     if "depth" in arrays:
-        raise ValueError(f"{pictures}: has depth; the config's estimator is for pictures without")
+        with writing(out) as aside:
+            np.savez(aside, **arrays)
+        write_provenance(out, study, started, estimator=None, pictures=origin)
+        return
     section, code, depths = study["estimator"], coding(study), []
     model, facts = load_pretrained(section["model"], code, section.get("output", "inverse"), section.get("bounds"))
     shared = json.dumps([section, study["depth"], facts["sha256"]], sort_keys=True).encode()
@@ -43,5 +47,5 @@ def label(study: Study, *, pictures: Path, out: Path) -> None:
         depths.append(np.load(file))
     with writing(out) as aside:
         np.savez(aside, **arrays, depth=np.concatenate(depths))
-    write_provenance(out, study, started, estimator=facts, pictures=json.loads(pictures.with_suffix(".json").read_text()))
+    write_provenance(out, study, started, estimator=facts, pictures=origin)
     shutil.rmtree(parts, ignore_errors=True)

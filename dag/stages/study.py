@@ -52,6 +52,11 @@ class Study:
         """Whether the domain's pictures are drawn, each from a number of its own."""
         return DOMAINS[self["domain"]["name"]].drawn
 
+    def domain_of(self, use: str) -> dict:
+        """Where the pictures of a use come from: a section like `domain`. Downstream networks may be tested on another domain than the study's."""
+        other = self["downstream"].get("domain") if use == "test" else None
+        return self["domain"] if other is None else {**other, "size": self["domain"]["size"]}
+
     @property
     def root(self) -> Path:
         return Path("results") / self.config["study"]
@@ -102,7 +107,7 @@ class Study:
     def _validate_config(self) -> None:
         _validate(self.config, "config.schema.yaml", self.source)
         try:
-            self.uses = check(self["domain"], self["data"])
+            self.uses = check(self["domain"], self["data"], {"test": self.domain_of("test")} if "domain" in self["downstream"] else {})
         except ValueError as error:
             raise StudyError(f"{self.source}: {error}") from None
         if self.drawn and "crop" in self["unet"]:
@@ -135,9 +140,7 @@ class Study:
             raise StudyError(f"{self.source}: judge.{min(trained)} is set, but judge.model names a network that is trained, expected one or the other")
         if "model" not in pretrained and len(trained) < 2:
             missing = min({"architecture", "training"} - trained)
-            raise StudyError(
-                f"{self.source}: judge.{missing} is missing, expected it with judge.{max({'architecture', 'training'} - {missing})}, or judge.model"
-            )
+            raise StudyError(f"{self.source}: judge.{missing} is missing, expected architecture and training, or model")
         if "model" not in pretrained and pretrained:
             raise StudyError(f"{self.source}: judge.{min(pretrained)} is set without judge.model, expected no such key for a judge that is trained")
 
@@ -193,6 +196,8 @@ class Study:
 
     def _weight_files(self) -> list[Path]:
         path = Path(self["unet"]["path"])
+        if not path.exists():  # an asset that is still to be fetched
+            return []
         return sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".bin")) if path.is_dir() else [path]
 
     @cache  # noqa: B019

@@ -2,6 +2,7 @@
 import os
 import shlex
 import sys
+from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
@@ -33,10 +34,25 @@ wildcard_constraints:
     resolution=r"\d+",
 
 
-def unet(wildcards):
-    """The pretrained U-Net, or the one that this study trains. A damaged one is refused before any job starts."""
-    path = config["unet"]["path"]
+ASSETS = expand(f"{RESULTS}/assets/{{name}}.json", name=config.get("assets", {}))
+
+
+def assets_at(path):
+    """What was found of the assets of others in a place of the config: rules read the place itself only after that."""
     if path is None:
+        return []
+    places = {name: Path(entry["path"]) for name, entry in config.get("assets", {}).items()}
+    return [f"{RESULTS}/assets/{name}.json" for name, place in places.items() if Path(path).is_relative_to(place) or place.is_relative_to(path)]
+
+
+# A checkpoint that is no folder of diffusers yet, or not here yet, becomes one.
+IMPORTED = STUDY["unet"]["path"] is not None and bool(assets_at(STUDY["unet"]["path"]) or Path(STUDY["unet"]["path"]).suffix in (".pt", ".pth"))
+
+
+def unet(wildcards):
+    """The pretrained U-Net, or the one that this study makes. A damaged one is refused before any job starts."""
+    path = config["unet"]["path"]
+    if path is None or IMPORTED:
         return f"{RESULTS}/models/unet"
     try:
         STUDY.check_weights()
@@ -50,9 +66,11 @@ def stamp(stage, *sections):
     return f"{code_hash('stages.' + stage)}-{STUDY.section_hash(*sections)}"
 
 
-def domain_stamp(stage, *sections):
-    """Stamp of a rule that reads or draws the domain's pictures."""
-    return f"{stamp(stage, 'domain', *sections)}-{code_hash('data.' + DOMAINS[config['domain']['name']].module)}"
+def domain_stamp(stage, *sections, use=None):
+    """Stamp of a rule that reads or draws the domain's pictures, or those of the domain of a use."""
+    place = STUDY.domain_of(use)
+    section = stamp(stage, "domain" if place is STUDY["domain"] else "downstream.domain", *sections)
+    return f"{section}-{code_hash('data.' + DOMAINS[place['name']].module)}"
 
 
 def unet_stamp(stage, *sections):
@@ -65,10 +83,11 @@ def run_stamp(wildcards):
     return f"{unet_stamp('sampling', 'sampling')}-{STUDY.run_hash(wildcards.run)}"
 
 
-def dag(stage):
+def dag(stage, config_file=True):
     """The start of the command of a stage, as a param. Snakemake does not compare params that depend on threads: the same Python
     under another name (python, python3, a clone that moved) must not rerun a study."""
-    return lambda wildcards, threads: f"{shlex.quote(sys.executable)} -m dag {stage} --config {CONFIG} --threads {threads}"
+    study = f" --config {CONFIG}" if config_file else ""
+    return lambda wildcards, threads: f"{shlex.quote(sys.executable)} -m dag {stage}{study} --threads {threads}"
 
 
 def measured(*tables):

@@ -1,40 +1,37 @@
 # Pictures with depth, one file for each use.
 
-USES = sorted(set(config["data"]) - {"unet"})
-# Of pictures without depth, these uses are given one by the config's `estimator`.
-LABELLED = ["labels", "validation", "prior", "judge", "downstream", "test"] if "estimator" in config else []
+# The U-Net draws its own pictures, and a pretrained judge needs none.
+USES = sorted(set(config["data"]) - {"unet"} - ({"judge"} if "model" in config["judge"] else set()))
+# Pictures of a domain without depth are given one by the config's `estimator`.
+LABELLED = "estimator" in config
 
 
 rule prepare:
+    input:
+        lambda w: assets_at(STUDY.domain_of(w.use).get("root")),
     output:
-        data=f"{RESULTS}/data/{{use}}.npz",
-        provenance=f"{RESULTS}/data/{{use}}.json",
+        data=f"{RESULTS}/data/pictures/{{use}}.npz" if LABELLED else f"{RESULTS}/data/{{use}}.npz",
+        provenance=f"{RESULTS}/data/pictures/{{use}}.json" if LABELLED else f"{RESULTS}/data/{{use}}.json",
     log:
         f"{RESULTS}/logs/prepare/{{use}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/prepare/{{use}}.tsv"
     wildcard_constraints:
-        use="|".join(set(USES) - set(LABELLED)),
+        use="|".join(USES),
     threads: 1
     params:
         command=dag("prepare"),
-        stamp=lambda w: f"{domain_stamp('data')}-{config['data'][w.use]}",
+        stamp=lambda w: f"{domain_stamp('data', use=w.use)}-{config['data'][w.use]}",
     shell:
         "{params.command} --use {wildcards.use} --out {output.data} 2> {log}"
 
 
 if LABELLED:
 
-    use rule prepare as prepare_pictures with:
-        output:
-            data=temp(f"{RESULTS}/data/pictures/{{use}}.npz"),
-            provenance=f"{RESULTS}/data/pictures/{{use}}.json",
-        wildcard_constraints:
-            use="|".join(LABELLED),
-
     rule label:
         input:
-            f"{RESULTS}/data/pictures/{{use}}.npz",
+            assets_at(config["estimator"]["model"]),
+            pictures=f"{RESULTS}/data/pictures/{{use}}.npz",
         output:
             data=f"{RESULTS}/data/{{use}}.npz",
             provenance=f"{RESULTS}/data/{{use}}.json",
@@ -43,7 +40,7 @@ if LABELLED:
         benchmark:
             f"{RESULTS}/benchmarks/label/{{use}}.tsv"
         wildcard_constraints:
-            use="|".join(LABELLED),
+            use="|".join(USES),
         threads: 1
         resources:
             gpu=1,
@@ -51,4 +48,4 @@ if LABELLED:
             command=dag("label"),
             stamp=stamp("labelling", "estimator", "depth"),
         shell:
-            "{params.command} --pictures {input} --out {output.data} 2> {log}"
+            "{params.command} --pictures {input.pictures} --out {output.data} 2> {log}"

@@ -7,6 +7,7 @@ rule describe:
         unet=unet,
         heads=f"{RESULTS}/models/heads/labels{config['heads']['guide']}.safetensors",
         judge=f"{RESULTS}/models/judge.safetensors",
+        extractor=assets_at(config["evaluation"].get("weights")),
     output:
         described=f"{RESULTS}/judged/{{run}}.npz",
     log:

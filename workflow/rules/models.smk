@@ -1,21 +1,43 @@
 # Networks: the pretrained U-Net (on demand), depth heads on its features, priors over depth, the judge.
 
 
-rule train_unet:
-    output:
-        directory(f"{RESULTS}/models/unet"),
-    log:
-        f"{RESULTS}/logs/train_unet/unet.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/train_unet/unet.tsv"
-    threads: config["unet"].get("training", {}).get("processes", 1)
-    resources:
-        gpu=1,
-    params:
-        command=dag("pretrain"),
-        stamp=f"{domain_stamp('pretraining', 'unet')}-{config['data']['unet']}",
-    shell:
-        "{params.command} --out {output} 2> {log}"
+if IMPORTED:
+
+    rule convert_unet:
+        input:
+            assets_at(config["unet"]["path"]) or config["unet"]["path"],
+        output:
+            directory(f"{RESULTS}/models/unet"),
+        log:
+            f"{RESULTS}/logs/convert_unet/unet.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/convert_unet/unet.tsv"
+        threads: 1
+        params:
+            command=dag("convert", config_file=False),
+            source=shlex.quote(config["unet"]["path"]),
+            flags=f"--flags {shlex.quote(config['unet']['flags'])}" if "flags" in config["unet"] else "",
+            stamp=lambda w: f"{code_hash('weights')}-{STUDY.weights_hash()}",
+        shell:
+            "{params.command} {params.source} {output} {params.flags} --precision fp32 2> {log}"
+
+else:
+
+    rule train_unet:
+        output:
+            directory(f"{RESULTS}/models/unet"),
+        log:
+            f"{RESULTS}/logs/train_unet/unet.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/train_unet/unet.tsv"
+        threads: config["unet"].get("training", {}).get("processes", 1)
+        resources:
+            gpu=1,
+        params:
+            command=dag("pretrain"),
+            stamp=f"{domain_stamp('pretraining', 'unet')}-{config['data']['unet']}",
+        shell:
+            "{params.command} --out {output} 2> {log}"
 
 
 rule features:
@@ -117,7 +139,8 @@ rule prior:
 rule judge:
     input:
         # A pretrained judge needs no pictures.
-        f"{RESULTS}/data/judge.npz" if "architecture" in config["judge"] else [],
+        assets_at(config["judge"].get("model")),
+        data=f"{RESULTS}/data/judge.npz" if "architecture" in config["judge"] else [],
     output:
         f"{RESULTS}/models/judge.safetensors",
     log:
@@ -129,7 +152,7 @@ rule judge:
         gpu=1,
     params:
         command=dag("judge"),
-        data=lambda w, input: f"--data {input}" if input else "",
+        data=lambda w, input: f"--data {input.data}" if input.data else "",
         stamp=stamp("models", "judge", "depth", "domain"),
     shell:
         "{params.command} {params.data} --out {output} 2> {log}"

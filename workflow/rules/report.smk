@@ -50,7 +50,7 @@ DOWNSTREAM = ["reference", *config["downstream"]["sources"], "constant"]
 # The job of every file that the tables and figures stand on.
 JOBS = [
     *expand("prepare/{use}", use=USES),
-    *expand("label/{use}", use=LABELLED),
+    *expand("label/{use}", use=USES if LABELLED else []),
     *expand("features/labels{count}", count=config["heads"]["labels"]),
     *expand("heads/labels{count}", count=config["heads"]["labels"]),
     "features/validation",
@@ -66,7 +66,7 @@ JOBS = [
     "known_answers/known_answers",
     *["geometry/geometry"] * GEOMETRY,
     *expand("downstream/{source}", source=DOWNSTREAM),
-    *([] if config["unet"]["path"] else ["train_unet/unet"]),
+    *(["convert_unet/unet"] if IMPORTED else [] if config["unet"]["path"] else ["train_unet/unet"]),
 ]
 
 
@@ -127,6 +127,7 @@ rule table_guidance:
         **table("table1_guidance"),
         csv=report(f"{RESULTS}/tables/table1_guidance.csv", caption="../report/table1.rst", category="Tables", labels={"name": "Table 1"}),
     params:
+        dataset=config.get("published"),
         look=look("run_rows", "table_format"),
     script:
         "../scripts/table_guidance.py"

@@ -21,6 +21,8 @@ rule sample:
         heads=heads_of,
         prior=prior_of,
         scale=scale_of,
+        # Whatever is wrong with an asset shows before the first of the long jobs.
+        assets=[ancient(asset) for asset in ASSETS],
     output:
         samples=f"{RESULTS}/samples/{{run}}.npz",
         provenance=f"{RESULTS}/samples/{{run}}.json",

@@ -1,0 +1,105 @@
+"""The paper's own study: planned with nothing of it here, and run whole in miniature on stand-ins of every file it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from standins import write_all
+
+ROOT = Path(__file__).parent.parent
+MINI = "config/paper-mini.yaml"
+
+
+def snakemake(folder: Path, *arguments: str, config: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--configfile", config, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+def checkout(folder: Path) -> Path:
+    """The parts of the project that a study needs, in a folder where it may write."""
+    for name in ("dag", "workflow", "config", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    return folder
+
+
+def counts(output: str) -> dict[str, int]:
+    """{rule: jobs} of a dry run."""
+    table = re.search(r"Job stats:\n(.*?)\ntotal", output, re.S)
+    return {line.split()[0]: int(line.split()[1]) for line in table.group(1).splitlines()[2:]}
+
+
+@pytest.mark.parametrize(("study", "sheet"), [("paper", "paper"), ("paper", "paper50k"), ("paper-church", "paper")])
+def test_the_study_is_planned_with_no_asset_present(tmp_path, study, sheet):
+    plan = snakemake(checkout(tmp_path), "-n", "--config", f"runs=config/runs/{sheet}.tsv", config=f"config/{study}.yaml")
+    assert plan.returncode == 0, plan.stderr[-2000:]
+    found, runs = counts(plan.stdout + plan.stderr), pd.read_csv(ROOT / "config" / "runs" / f"{sheet}.tsv", sep="\t")
+    config = yaml.safe_load((ROOT / "config" / f"{study}.yaml").read_text())
+    assert found["asset"] == len(config["assets"])
+    assert (found["sample"], found["describe"], found["convert_unet"]) == (len(runs), len(runs) + 2, 1)
+    assert found["prior"] == 4
+    assert not {"fetch", "train_unet"} & found.keys()
+    assert set(runs.query("tables.str.contains('table1')")["n"]) == {50000 if sheet == "paper50k" else 5000}
+
+
+def test_both_readings_of_40_and_every_resolution_of_the_prior_are_runs():
+    runs = pd.read_csv(ROOT / "config" / "runs" / "paper.tsv", sep="\t").set_index("run")
+    assert {"mean", "mean_variance"} <= set(runs[(runs.w_dc == 40) & (runs.w_dp == 40)].rule)
+    table3 = runs[runs.tables.str.contains("table3") & (runs.w_dp > 0)]
+    assert set(table3.prior) == {32, 64, 128, 256}
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory) -> Path:
+    """The study in miniature, run once."""
+    for package in ("transformers", "lmdb", "h5py"):
+        pytest.importorskip(package)
+    folder = checkout(tmp_path_factory.mktemp("paper"))
+    write_all(folder / "assets" / "mini")
+    done = snakemake(folder, "--cores", "2", config=MINI)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def test_every_rule_runs_on_stand_ins(mini):
+    results = mini / "results" / "paper-mini"
+    for name in ("fig4a_blocks", "fig4b_labels", "table1_guidance", "table3_prior_resolution", "fig8_scale", "table4_downstream", "sensitivity"):
+        assert (results / "tables" / f"{name}.csv").stat().st_size > 0
+    for name in ("fig3", "fig4a", "fig4b", "fig5", "fig6", "fig8", "samples"):
+        assert (results / "figures" / f"{name}.png").stat().st_size > 0
+    distances = pd.read_csv(results / "metrics" / "distances.csv")
+    assert set(distances.extractor) >= {"inception-2048@299"}
+    assert "15.71" in (results / "tables" / "table1_guidance.md").read_text()
+    assert json.loads((results / "models" / "unet" / "source.json").read_text())["source"] == "assets/mini/lsun_bedroom.pt"
+    assert set(pd.read_csv(results / "metrics" / "downstream" / "reference.csv").image) == {2, 4}
+    again = snakemake(mini, "--cores", "2", config=MINI)
+    assert "Nothing to be done" in again.stderr + again.stdout
+
+
+def test_whatever_is_wrong_with_an_asset_shows_before_any_sampling(mini, tmp_path):
+    folder = checkout(tmp_path)
+    shutil.copytree(mini / "assets", folder / "assets")
+    weights = folder / "assets" / "mini" / "inception-2015-12-05.pt"
+    config = yaml.safe_load((folder / MINI).read_text())
+    config["assets"]["inception"]["sha256"] = "0" * 64
+    shutil.rmtree(folder / "assets" / "mini" / "lsun")
+    (folder / MINI).write_text(yaml.safe_dump(config))
+    done = snakemake(folder, "--cores", "2", "--keep-going", *(f"results/paper-mini/assets/{name}.json" for name in ("inception", "lsun")), config=MINI)
+    assert done.returncode != 0
+    logs = folder / "results" / "paper-mini" / "logs" / "asset"
+    assert re.fullmatch(rf"dag asset: {re.escape(str(weights.relative_to(folder)))}: SHA-256 is \w+, expected 0+; .*\n", (logs / "inception.log").read_text())
+    assert (logs / "lsun.log").read_text() == (
+        "dag asset: assets/mini/lsun: missing; python tests/standins.py writes it; put it at assets/mini/lsun (licence MIT)\n"
+    )
+    plan = snakemake(folder, "-n", "results/paper-mini/samples/baseline.npz", config=MINI)
+    assert counts(plan.stdout + plan.stderr)["asset"] == len(config["assets"])

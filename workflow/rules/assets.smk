@@ -1,0 +1,24 @@
+# Files that others publish: checked before anything is made of them, downloaded only when asked to (`snakemake fetch`).
+
+
+rule asset:
+    output:
+        f"{RESULTS}/assets/{{name}}.json",
+    log:
+        f"{RESULTS}/logs/asset/{{name}}.log",
+    wildcard_constraints:
+        name="|".join(config.get("assets", {})) or "none",
+    localrule: True
+    params:
+        command=dag("asset"),
+        stamp=lambda w: f"{code_hash('stages.assets')}-{config['assets'][w.name]}",
+    shell:
+        "{params.command} --name {wildcards.name} --out {output} 2> {log}"
+
+
+rule fetch:
+    localrule: True
+    params:
+        command=dag("fetch"),
+    shell:
+        "{params.command}"
