@@ -43,6 +43,7 @@ STAGES = {
     "geometry": "evaluation",
     "known_answers": "known_answers",
     "downstream": "downstream",
+    "plan": "planning",
     "picture": "picture",
     "doctor": "doctor",
 }

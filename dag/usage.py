@@ -21,6 +21,7 @@ WORDS = {
     "features": "features of the labelled images, of `dag features` (.npy)",
     "first_seed": "first of the consecutive seeds; a seed is the same picture here and in a study",
     "flags": "for a .pt without its flags beside it: their file, or the name of a preset",
+    "gpus": "table of GPUs and their peak throughput (.tsv)",
     "grid": "picture to write (.png)",
     "heads": "depth heads: a file of `dag heads`, or a folder of DepthHeads.save_pretrained",
     "heldout": "held-out real pictures with depth (.npz)",
@@ -46,6 +47,7 @@ WORDS = {
     "run": "a row of the run sheet",
     "runs": "rows of the run sheet",
     "scale": "the weights that stand for `best`, of `dag scale` (.json)",
+    "share": "of a GPU's peak throughput that a job is taken to reach",
     "source": "whose pictures: reference, constant, or a name in downstream.sources",
     "state": "the saved state of the training (.state.pt)",
     "steps": "DDIM steps, a number that divides the model's timesteps evenly",
@@ -91,12 +93,13 @@ EXAMPLES = {
     "geometry": f"--runs baseline dcg --judged {_JUDGED}/baseline.npz {_JUDGED}/dcg.npz --heldout {_DATA}/heldout.npz --out geometry.csv",
     "known_answers": f"--heldout {_DATA}/heldout.npz --reference {_DATA}/reference.npz --out known_answers.csv",
     "downstream": f"--source dag --pictures results/smoke/samples/both.npz --test {_DATA}/test.npz --judged {_JUDGED}/both.npz --out dag.csv",
+    "plan": "--gpus config/gpus.tsv --out plan.md",
     "convert": "models/rooms32 rooms32-flat --precision fp32",
     "picture": "--model models/rooms32 --heads results/rooms/models/heads/labels100.safetensors --w-dc 300 --n 16 --grid out.png",
     "doctor": "--config config/rooms.yaml",
 }
 # Whose example is of another study than the smoke study.
-OF_PAPER = ("asset", "fetch", "label")
+OF_PAPER = ("asset", "fetch", "label", "plan")
 WITHOUT_STUDY = ("convert", "picture", "doctor")
 
 

