@@ -109,7 +109,7 @@ APART = {use: "test" if use in ("test", "heldout") else ["train", 90, 5] if use 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"data": {"test": ["test", 0, 5], "validation": "test"}}, "data.test may share pictures with data.validation"),
+        ({"data": {"test": "train"}}, "data.test may share pictures with data.unet"),
         ({"data": {"validation": "train"}}, "data.validation may share pictures with data.labels"),
         ({"data": {"reference": [0, 10]}}, "data.heldout may share pictures with data.reference"),
         ({"data": {"labels": ["train", 0, 0]}}, "data.labels is"),
@@ -205,7 +205,8 @@ def test_a_folder_of_splits_serves_a_study(tmp_path):
     prepare(made, use="test", out=tmp_path / "test.npz")
     stored = read(tmp_path / "test.npz", "images", "depth", "ids")
     assert stored["images"].shape == (1, 16, 16, 3)
-    assert list(stored["ids"]) == [1]
+    prepare(made, use="validation", out=tmp_path / "validation.npz")
+    assert sorted([*stored["ids"], *read(tmp_path / "validation.npz")["ids"]]) == [0, 1]
     squares, data = training_squares(made)
     assert squares(np.arange(12)).shape == (12, 16, 16, 3)
     assert data == "folder train, squares from 0.8"

@@ -11,7 +11,7 @@ from torch import nn
 
 from dag.data.depth import CODINGS, DepthCoding
 from dag.data.images import to_tensor, to_uint8
-from dag.estimators import DepthUNet, depth_loss, estimate
+from dag.estimators import DepthUNet, augmented_depth_loss, depth_loss, depth_network, estimate, estimate_whole
 
 ARCHITECTURE = {
     "sample_size": 8,
@@ -149,3 +149,74 @@ def test_loss_and_its_gradient_are_the_l1_distance(network):
     assert float(value) == pytest.approx(float(image[:, 0].abs().mean()), rel=1e-6)
     depth_loss(network, (image, depth), torch.Generator()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+# ---- the network on ImageNet features, and whole pictures
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> nn.Module:
+    torch.manual_seed(0)
+    return depth_network({"sample_size": 32, "imagenet": 4}, 32).eval()
+
+
+def test_the_pretrained_network_keeps_the_size_and_trains_its_encoder(pretrained):
+    image = torch.rand(2, 3, 32, 32) * 2 - 1
+    out = pretrained(image)
+    assert out.shape == (2, 1, 32, 32)
+    out.square().mean().backward()
+    for part in (pretrained.stem, pretrained.blocks[-1], pretrained.levels[0], pretrained.out):
+        assert all(p.grad.abs().max() > 0 for p in part.parameters() if p.ndim > 1)
+    pretrained.zero_grad()
+
+
+def test_the_pretrained_network_sees_imagenet_features(pretrained):
+    """On a flat picture, which enlarging leaves as it is, its stage of 40 channels is the extractor's."""
+    from dag.metrics.extractors import load_extractor
+
+    flat, seen = np.full((1, 64, 64, 3), 90, np.uint8), []
+    hook = pretrained.blocks[4].register_forward_hook(lambda module, inputs, output: seen.append(output.mean((2, 3))))
+    with torch.no_grad():
+        pretrained(to_tensor(flat[:, :32, :32]))
+    hook.remove()
+    expected = load_extractor("efficientnet_lite0", dims=40, resolution=64)(flat)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(seen[0].numpy(), expected, atol=1e-4)
+
+
+def test_augmentation_moves_image_and_depth_together(monkeypatch):
+    depth, given = torch.rand(8, 1, 20, 20, generator=torch.Generator().manual_seed(3)) * 0.4 - 0.2, []
+    monkeypatch.setattr("dag.estimators.depth_loss", lambda model, data, generator: given.append(data))
+    augmented_depth_loss(nn.Identity(), (depth.expand(-1, 3, -1, -1), depth), torch.Generator().manual_seed(0))
+    image, moved = given[0]
+    assert (moved != depth).any()
+    for one, target, before in zip(image, moved, depth, strict=True):
+        assert set(target.unique().tolist()) <= set(before.unique().tolist())
+        for channel in one:  # gain and brightness are one line over depth
+            gain, light = np.polyfit(target.ravel().numpy(), channel.ravel().numpy(), 1)
+            np.testing.assert_allclose(channel.numpy(), gain * target[0].numpy() + light, atol=1e-5)
+            assert 0.75 <= gain <= 1.25
+            assert abs(light) <= 0.25 + 1e-6
+
+
+class Brightness(nn.Module):
+    """Coded depth is the red of the picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image):
+        return image[:, :1] + self.nothing
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (48, 48), (32, 80)])
+def test_whole_pictures_are_covered_by_squares(shape):
+    coding = DepthCoding(1.0, 9.0, "linear")
+    down, right = np.mgrid[0 : shape[0], 0 : shape[1]] / max(shape)
+    images = np.repeat((120 * right + 100 * down + 10)[None, ..., None], 3, -1).astype(np.uint8)
+    depth = estimate_whole(Brightness(), images, coding, 16)
+    assert depth.shape == (1, *shape)
+    expected = coding.decode(to_tensor(images)[:, 0]).numpy()
+    assert np.abs(depth - expected).max() < 0.25  # of eight metres: the corners of squares, beyond the middle of their last pixel
+    assert np.abs(depth - expected).mean() < 0.03

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 from scipy.io import savemat
 
 from dag.data.domain import dataset
-from dag.data.nyu import NYUDepthV2
-from dag.metrics.depth_errors import DepthProtocol, summarise
+from dag.data.nyu import INTRINSICS, NYUDepthV2
+from dag.metrics.depth_errors import ALIGNMENTS, DepthProtocol, summarise
+from dag.stages.downstream import _whole, downstream
+from dag.stages.study import Study
+
+ROOT = Path(__file__).parent.parent
 
 
 def write_splits(folder: Path, train: list[int], test: list[int]) -> None:
@@ -176,6 +182,50 @@ def test_missing_splits_are_named(folder):
     assert len(NYUDepthV2(folder)) == 4
     with pytest.raises(FileNotFoundError, match=r"splits\.mat: no such file"):
         NYUDepthV2(folder, "train")
+
+
+def study(root: Path, monkeypatch, **downstream) -> Study:
+    """config/nyu.yaml on other data, with other keys of its downstream section."""
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config" / "nyu.yaml").read_text())
+    config["domain"]["root"] = str(root)
+    config["downstream"].update(downstream)
+    return Study(config, "nyu.yaml")
+
+
+def test_predictions_of_whole_pictures_are_measured_at_their_own_size(folder, monkeypatch):
+    """An oracle has no error under any alignment, and a depth twice too large is found to be that, on the pixels of the Eigen crop."""
+    made, test = study(folder, monkeypatch), NYUDepthV2(folder, "test")
+    truth = {test.image(i)[test.part].tobytes(): test.depth(i)[test.part] for i in range(2)}
+    for factor in (1, 2):
+        errors = list(_whole(made, lambda images: np.stack([factor * truth[image.tobytes()] for image in images]), ALIGNMENTS))  # noqa: B023
+        assert sorted({error["image"] for error in errors}) == [2, 4]
+        for error in errors:
+            assert error["pixels"] == 426 * 560
+            assert error["abs_rel"] == pytest.approx(factor - 1 if error["alignment"] == "none" else 0, abs=1e-6)
+
+
+def test_constant_maps_are_measured_like_networks(folder, monkeypatch, tmp_path):
+    np.savez(tmp_path / "pictures.npz", images=np.zeros((2, 8, 8, 3), np.uint8), depth=np.ones((2, 8, 8), np.float32))
+    made, train, test = study(folder, monkeypatch), NYUDepthV2(folder, "train"), NYUDepthV2(folder, "test")
+    downstream(made, source="constant", pictures=tmp_path / "pictures.npz", test=tmp_path / "unused.npz", out=tmp_path / "constant.csv")
+    found = pd.read_csv(tmp_path / "constant.csv").set_index(["source", "alignment", "image"])["abs_rel"]
+    assert len(found) == 2 * (3 + 1 + 1)
+    depths = np.stack([train.depth(i) for i in range(2)])
+    for name, prediction, alignment in (
+        ("constant", depths.mean(0), "median"),
+        ("constant_disparity", 1 / (1 / depths).mean(0), "scale_shift_disparity"),
+        ("flat", np.full((480, 640), 3.0), "median"),
+    ):
+        expected = DepthProtocol(alignment, crop="eigen").evaluate(prediction[None], test.depth(1)[None])[0]
+        assert found[name, alignment, 4] == pytest.approx(expected["abs_rel"], rel=1e-6)
+
+
+def test_the_config_knows_the_camera():
+    """Field of view of the squares, which are as high as a photograph without its frame."""
+    config = yaml.safe_load((ROOT / "config" / "nyu.yaml").read_text())
+    rows = NYUDepthV2.part[0].stop - NYUDepthV2.part[0].start
+    assert config["figures"]["fov_degrees"] == pytest.approx(2 * np.degrees(np.arctan(rows / 2 / INTRINSICS[1, 1])), abs=0.1)
 
 
 def test_the_real_set_has_its_official_size(nyu_root):

@@ -337,6 +337,51 @@ def test_intervals_agree_with_closed_forms():
     assert np.isnan(intervals.over_trainings([1.0])[1:]).all()
 
 
+def test_labels_table_has_a_block_for_aligned_depth(study):
+    import table_labels
+
+    errors = pd.read_csv(study / "metrics/heads/labels100.csv")
+    table = table_labels.build(errors.assign(abs_rel_aligned=errors["abs_rel"] / 2))
+    assert [block.title for block in table.blocks] == ["", "Aligned in scale and shift, image by image"]
+    first, second = (block.frame.set_index("head")["t50"] for block in table.blocks)
+    np.testing.assert_allclose(second, first / 2)
+
+
+def test_downstream_table_explains_its_floors_and_protocol(study):
+    import table_downstream
+
+    errors = pd.read_csv(study / "metrics/downstream/constant.csv")
+    table = table_downstream.build(pd.concat([errors, errors.assign(source="flat")]), published(), "nyu", "whole pictures, Eigen crop")
+    assert "flat: the image's own median" in table.footnote
+    assert table.footnote.endswith("Measured on whole pictures, Eigen crop.")
+    assert "disparity map" not in table.footnote
+    assert "not comparable" not in table.blocks[-1].title
+
+
+def test_copies_of_training_pictures_are_found():
+    import figure_neighbours
+    import table_memorisation
+
+    rng = np.random.default_rng(0)
+    training, held_out = rng.normal(2, 3, (200, 4)), rng.normal(2, 3, (100, 4))
+    copies, new = training[:50] + 1e-3, rng.normal(2, 3, (400, 4))
+    table = table_memorisation.build(training, {"held out": held_out, "copies": copies, "new": new}).frame.set_index("pictures")
+    assert table.loc["copies", "close"] == 1
+    assert table.loc["held out", "close"] == pytest.approx(0.05)
+    assert table.loc["new", "close_low"] < 0.05 < table.loc["new", "close_high"] + 0.05
+    assert table.loc["training, to another", "least"] > 0
+    assert table.loc["copies", "mean"] < 0.01 < table.loc["new", "mean"]
+    pictures = rng.integers(0, 256, (400, 8, 8, 3), dtype=np.uint8)
+    shown, neighbours, distances = figure_neighbours.closest(pictures[:60], np.concatenate([new[:10], copies]), pictures[:200], training)
+    assert shown.shape == (10, 8, 8, 3)
+    assert neighbours.shape == (10, 3, 8, 8, 3)
+    assert (np.diff(distances, axis=1) >= 0).all()
+    where = [int(np.flatnonzero((pictures[:60] == picture).all((1, 2, 3)))[0]) for picture in shown]
+    np.testing.assert_array_equal(neighbours[:, 0], pictures[np.array(where) - 10])  # the copy of picture i is number i + 10
+    figure = figure_neighbours.draw({"copies": (shown, neighbours, distances), "few": (shown[:3], neighbours[:3], distances[:3])})
+    assert len(figure.axes) == 2 * 4 * 10
+
+
 ALL_FIGURES = ["fig4a", "fig6", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4b", "fig5", "fig8", "samples"))]
 
 

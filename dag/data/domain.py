@@ -19,7 +19,8 @@ import numpy as np
 @dataclass(frozen=True)
 class Kind:
     """module: of dag.data. options: keys of the config's `domain` besides name and size, the needed ones first. needed: how many are.
-    splits: the names of its splits where they are always the same.
+    splits: the names of its splits where they are always the same. mixed: ranges of pictures are taken from one fixed random order,
+    since neighbours are photographs of the same place.
 
     drawn: pictures are drawn from numbers, as many as one likes, so that no two uses need to share one; else they lie in files, in a
     few splits, and what trains a network must not be what the network is measured on.
@@ -30,12 +31,13 @@ class Kind:
     needed: int = 0
     drawn: bool = False
     splits: tuple[str, ...] = ()
+    mixed: bool = False
 
 
 DOMAINS = {
     "rooms": Kind("rooms", drawn=True),
     "folder": Kind("folder", ("root", "depth_unit"), needed=1),
-    "nyu": Kind("nyu", ("root",), splits=("train", "test")),
+    "nyu": Kind("nyu", ("root",), splits=("train", "test"), mixed=True),
     "lsun": Kind("lsun", ("root", "order", "resample", "corrupt"), needed=1),
 }
 
@@ -43,7 +45,7 @@ DOMAINS = {
 _APART = {
     "validation": ("labels",),
     "heldout": ("unet", "labels", "prior", "judge", "reference"),
-    "test": ("unet", "labels", "validation", "prior", "judge", "reference", "downstream"),
+    "test": ("unet", "labels", "prior", "judge", "reference", "downstream"),
 }
 
 

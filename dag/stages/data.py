@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dag.data.domain import Dataset, dataset
+from dag.data.domain import DOMAINS, Dataset, dataset
 from dag.stages.artefacts import write_provenance, writing
 from dag.stages.study import Study
 
@@ -37,8 +37,8 @@ def pictures(study: Study, use: str) -> tuple[Dataset, np.ndarray]:
         index = wanted.index(len(source))
     except ValueError as error:
         raise ValueError(f"data.{use}: {error}") from None
-    # Few labels are the first of many, and neighbours in a dataset are often photographs of the same place.
-    return source, np.random.default_rng(0).permutation(index) if use == "labels" and not study.drawn else index
+    mixed = DOMAINS[study["domain"]["name"]].mixed
+    return source, np.random.default_rng(0).permutation(len(source))[index] if mixed else index
 
 
 def read(path: Path, *needed: str) -> dict[str, np.ndarray]:

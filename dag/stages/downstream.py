@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,45 +11,100 @@ import pandas as pd
 import torch
 
 from dag.data.images import to_tensor
-from dag.estimators import DepthUNet, depth_loss, estimate
+from dag.estimators import augmented_depth_loss, depth_loss, depth_network, estimate, estimate_whole
+from dag.metrics.depth_errors import ALIGNMENTS as ALL_ALIGNMENTS
 from dag.metrics.depth_errors import DepthProtocol
 from dag.stages.artefacts import write_csv, write_provenance
+from dag.stages.data import pictures as pictures_of
 from dag.stages.data import read
 from dag.stages.models import coding, contents, finished, pick, train
 from dag.stages.study import Study
 from dag.training import Recipe
 
 ALIGNMENTS = ("none", "median", "scale_shift")
+_CHUNK = 16  # whole test pictures in memory together
 
 
 def downstream(study: Study, *, source: str, pictures: Path, test: Path, out: Path, judged: Path | None = None) -> None:
     """Train the network on one source's pairs with several seeds and write its errors on every test image.
 
-    source "constant" trains nothing: the mean depth map of the pictures is the prediction. judged: where the labels of
-    generated pictures come from; drawn scenes carry their own.
+    source "constant" trains nothing: mean depth maps are the prediction. judged: where the labels of generated pictures come
+    from; others carry their own. With downstream.whole the test images are read from the dataset and measured at their own size.
     """
     started = time.time()
     section, code = study["downstream"], coding(study)
     if source not in (known := ["reference", "constant", *section["sources"]]):
         raise ValueError(f"source is {source!r}, expected one of {', '.join(known)}")
     images = read(pictures, "images")["images"]
-    labels = read(judged, section["labels"])[section["labels"]] if judged else read(pictures, "depth")["depth"]
-    truth = read(test, "images", "depth", "ids")
+    kind = study.labels_of(source)
+    labels = read(judged, kind)[kind] if judged else read(pictures, "depth")["depth"]
     rows = []
-    for seed in range(section["seeds"] if source != "constant" else 1):
-        if source == "constant":
-            estimates = np.broadcast_to(labels.mean(0), truth["depth"].shape)
+    if source == "constant":
+        rows = _constant_whole(study) if section.get("whole") else _constant(study, labels, test)
+    for seed in range(section["seeds"] if source != "constant" else 0):
+        network = _train(study, to_tensor(images), code.encode(torch.from_numpy(labels))[:, None], seed, out)
+        if section.get("whole"):
+            errors = _whole(study, lambda chunk: estimate_whole(network, chunk, code, images.shape[1]), ALL_ALIGNMENTS)  # noqa: B023 used at once
         else:
-            network = _train(study, to_tensor(images), code.encode(torch.from_numpy(labels))[:, None], seed, out)
-            estimates = estimate(network, truth["images"], code)
-        for alignment in ALIGNMENTS:
-            protocol = DepthProtocol(alignment=alignment, max_depth=study["depth"]["far"])
-            for image, errors in zip(truth["ids"], protocol.evaluate(estimates, truth["depth"], truth.get("valid")), strict=True):
-                rows.append({"source": source, "seed": seed, "image": int(image), "alignment": alignment, "n_train": len(images), **errors})
-    write_csv(pd.DataFrame(rows), out)
-    write_provenance(out, study, started, source=source, labels=section["labels"] if judged else "exact")
+            errors = _squares(study, lambda chunk: estimate(network, chunk, code), test)  # noqa: B023
+        rows += [{"source": source, "seed": seed, "n_train": len(images), **record} for record in errors]
+    columns = ["source", "seed", "image", "alignment", "n_train"]
+    frame = pd.DataFrame(rows)
+    write_csv(frame[columns + [c for c in frame if c not in columns]], out)
+    protocol = _protocol(study, "none").describe().partition(", ")[2]
+    write_provenance(out, study, started, source=source, labels=kind if judged else "the pictures' own", protocol=protocol)
     for seed in range(section["seeds"]):
         finished(_of_seed(out, seed))
+
+
+def _protocol(study: Study, alignment: str) -> DepthProtocol:
+    return DepthProtocol(alignment=alignment, max_depth=study["depth"]["far"], crop=study["downstream"].get("crop"))
+
+
+def _squares(study: Study, predict: Callable[[np.ndarray], np.ndarray], test: Path) -> Iterator[dict]:
+    """Errors on the squares of a test file."""
+    truth = read(test, "images", "depth", "ids")
+    estimates = predict(truth["images"])
+    for alignment in ALIGNMENTS:
+        records = _protocol(study, alignment).evaluate(estimates, truth["depth"], truth.get("valid"))
+        yield from ({**record, "image": int(image)} for image, record in zip(truth["ids"], records, strict=True))
+
+
+def _constant(study: Study, labels: np.ndarray, test: Path) -> list[dict]:
+    mean = labels.mean(0)
+    errors = _squares(study, lambda images: np.broadcast_to(mean, (len(images), *mean.shape)), test)
+    return [{"source": "constant", "seed": 0, "n_train": len(labels), **record} for record in errors]
+
+
+def _whole(study: Study, predict: Callable[[np.ndarray], np.ndarray], alignments: tuple[str, ...]) -> Iterator[dict]:
+    """Errors on the dataset's test pictures at their own size; predict maps images (n, h, w, 3), without what `part` leaves out, to metres."""
+    source, index = pictures_of(study, "test")
+    for chunk in (index[i : i + _CHUNK].tolist() for i in range(0, len(index), _CHUNK)):
+        estimates = predict(np.stack([source.image(i)[source.part] for i in chunk]))
+        truth = np.stack([source.depth(i) for i in chunk])
+        maps, valid = np.ones_like(truth), np.zeros(truth.shape, bool)
+        maps[:, *source.part], valid[:, *source.part] = estimates, truth[:, *source.part] > 0
+        for alignment in alignments:
+            records = _protocol(study, alignment).evaluate(maps, truth, valid)
+            yield from ({**record, "image": source.id(i)} for i, record in zip(chunk, records, strict=True))
+
+
+def _constant_whole(study: Study) -> list[dict]:
+    """Three predictions that look at no picture: the mean training depth map, the mean disparity map, and one flat depth."""
+    source, index = pictures_of(study, "downstream")
+    mean = disparity = 0.0
+    for i in index.tolist():
+        depth = source.depth(i)[source.part].astype(np.float64)
+        mean, disparity = mean + depth / len(index), disparity + 1 / depth / len(index)
+    rows = []
+    for name, prediction, alignments, n in (
+        ("constant", mean, ALIGNMENTS, len(index)),
+        ("constant_disparity", 1 / disparity, ("scale_shift_disparity",), len(index)),
+        ("flat", np.ones_like(mean), ("median",), 0),  # aligned by its median, it is the image's own median everywhere
+    ):
+        errors = _whole(study, lambda images: np.broadcast_to(prediction, (len(images), *prediction.shape)), alignments)  # noqa: B023 used at once
+        rows += [{"source": name, "seed": 0, "n_train": n, **record} for record in errors]
+    return rows
 
 
 def _of_seed(out: Path, seed: int) -> Path:
@@ -56,12 +112,14 @@ def _of_seed(out: Path, seed: int) -> Path:
 
 
 def _train(study: Study, images: torch.Tensor, depth: torch.Tensor, seed: int, out: Path) -> torch.nn.Module:
-    recipe = Recipe(**{**study["downstream"]["training"], "seed": seed})
+    section = study["downstream"]
+    recipe = Recipe(**{**section["training"], "seed": seed})
     torch.manual_seed(seed)
-    network = DepthUNet({"sample_size": images.shape[-1], **study["downstream"]["architecture"]})
+    network = depth_network(section["architecture"], images.shape[-1])
+    loss = augmented_depth_loss if section.get("augment") else depth_loss
 
     def batch(step: int) -> tuple:
-        rows = pick(step * study["downstream"]["seeds"] + seed, len(images), recipe.batch_size)
+        rows = pick(step * section["seeds"] + seed, len(images), recipe.batch_size)
         return images[rows], depth[rows]
 
-    return train(network, depth_loss, batch, recipe, _of_seed(out, seed), contents(images, depth))
+    return train(network, loss, batch, recipe, _of_seed(out, seed), contents(images, depth))

@@ -21,7 +21,7 @@ def load_judge(path: Path, coding=None):
     Raises ValueError naming a file that holds something else, or a pretrained network whose weights are no longer those that the stage `judge` saw.
     """
     from dag.accelerator import here
-    from dag.estimators import DepthUNet, load_pretrained
+    from dag.estimators import depth_network, load_pretrained
     from dag.weights import check_state, load_module_file
 
     state, config = load_module_file(path)
@@ -33,7 +33,7 @@ def load_judge(path: Path, coding=None):
         return network.to(here())
     if set(config) != {"architecture"}:
         raise ValueError(f"{path}: no depth judge; the stage `judge` writes it")
-    network = DepthUNet(config["architecture"])
+    network = depth_network(config["architecture"], config["architecture"]["sample_size"])
     check_state(network, state, path)
     network.load_state_dict(state)
     return network.to(here()).eval().requires_grad_(False)

@@ -157,7 +157,7 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
     """Depth errors of every head, and of the mean training map, on each validation image at each noise level."""
     from dag.metrics.depth_errors import DepthProtocol
 
-    protocol = DepthProtocol(alignment="none", max_depth=study["depth"]["far"])
+    protocol, aligned = (DepthProtocol(alignment=how, max_depth=study["depth"]["far"]) for how in ("none", "scale_shift"))
     stored, arrays = FeatureFile(validation_features), read(validation)
     rows = []
     for t in sorted(set(stored.t)):
@@ -174,7 +174,10 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
                 estimates[name] = coding(study).decode(torch.cat(parts))[:, 0].cpu().numpy()
         for name, estimate in estimates.items():
             blocks = "+".join(map(str, names.get(name, [])))
-            for i, errors in zip(ids, protocol.evaluate(estimate, true, valid), strict=True):
+            records = protocol.evaluate(estimate, true, valid)
+            if not study.drawn:  # real depth is compared with other work in this alignment
+                records = [{**r, "abs_rel_aligned": a["abs_rel"]} for r, a in zip(records, aligned.evaluate(estimate, true, valid), strict=True)]
+            for i, errors in zip(ids, records, strict=True):
                 rows.append({"head": name, "blocks": blocks, "labels": count, "t": int(t), "image": int(i), **errors})
     return pd.DataFrame(rows)
 
@@ -212,10 +215,10 @@ def judge(study: Study, *, out: Path, data: Path | None = None) -> None:
 
     Of a pretrained one the file holds its name and the hashes of its weights.
     """
-    from dag.estimators import DepthUNet, depth_loss, load_pretrained
+    from dag.estimators import augmented_depth_loss, depth_loss, depth_network, load_pretrained
     from dag.weights import save_module
 
-    started = time.time()
+    started, size = time.time(), study["domain"]["size"]
     if "model" in (section := study["judge"]):
         _, facts = load_pretrained(section["model"], coding(study), section.get("output", "inverse"), section.get("bounds"))
         save_module(torch.nn.Module(), {"pretrained": {**section, "sha256": facts["sha256"]}}, out)
@@ -223,16 +226,17 @@ def judge(study: Study, *, out: Path, data: Path | None = None) -> None:
         return
     if data is None:
         raise ValueError("judge: --data is missing: judge.model names no pretrained network, so one is trained on pictures")
-    recipe, architecture = Recipe(**study["judge"]["training"]), {"sample_size": study["domain"]["size"], **study["judge"]["architecture"]}
+    recipe, architecture = Recipe(**study["judge"]["training"]), {"sample_size": size, **study["judge"]["architecture"]}
     torch.manual_seed(recipe.seed)
-    network, arrays = DepthUNet(architecture), read(data, "images", "depth")
+    network, arrays = depth_network(architecture, size), read(data, "images", "depth")
     images, depth = to_tensor(arrays["images"]), coding(study).encode(torch.from_numpy(arrays["depth"]))[:, None]
 
     def batch(step: int) -> tuple:
         rows = pick(step, len(images), recipe.batch_size)
         return images[rows], depth[rows]
 
-    train(network, depth_loss, batch, recipe, out, contents(images, depth))
+    loss = augmented_depth_loss if study["judge"].get("augment") else depth_loss
+    train(network, loss, batch, recipe, out, contents(images, depth))
     save_module(network, {"architecture": architecture}, out)
     write_provenance(out, study, started)
     finished(out)

@@ -42,6 +42,8 @@ def _training(name: str, training: Mapping) -> Iterator[str]:
 
 
 def _architecture(name: str, architecture: Mapping) -> Iterator[str]:
+    if "imagenet" in architecture:
+        return  # its encoder has one shape, whatever the width of its decoder
     channels = architecture["block_out_channels"]
     for key in ("down_block_types", "up_block_types"):
         if len(architecture[key]) != len(channels):

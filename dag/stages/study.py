@@ -75,6 +75,22 @@ class Study:
         first = next(iter(self.runs.index[same & ~guided]), None)
         return None if first == name else first
 
+    def run_of(self, source: str) -> str | None:
+        """The run whose samples a source of table 4 trains on; None for real pictures."""
+        value = self["downstream"]["sources"].get(source)
+        return value["run"] if isinstance(value, dict) else value
+
+    def downstream_protocol(self) -> str:
+        """How the numbers of table 4 are measured, in words."""
+        section, crop = self["downstream"], {"eigen": ", Eigen crop"}
+        size = "whole pictures at their own size" if section.get("whole") else f"squares of {self['domain']['size']} pixels"
+        return f"{size}, depth below {self['depth']['far']:g} m{crop.get(section.get('crop'), '')}"
+
+    def labels_of(self, source: str) -> str:
+        """Who labels the pictures of a source of table 4: "strong" or "judged"."""
+        value = self["downstream"]["sources"].get(source)
+        return value["labels"] if isinstance(value, dict) else self["downstream"]["labels"]
+
     def _guided(self) -> pd.Series:
         return (self.runs[list(GUIDED)] != 0).any(axis=1)
 
@@ -150,7 +166,9 @@ class Study:
         if unet.get("sample_size", size) != size:
             raise StudyError(f"{self.source}: domain.size is {size}, expected {unet['sample_size']}, the image size of unet.path {self['unet']['path']}")
         networks = [("unet", unet, size)]
-        networks += [(name, self[name]["architecture"], size) for name in ("judge", "downstream") if "architecture" in self[name]]
+        for name in ("judge", "downstream"):
+            if architecture := self[name].get("architecture"):
+                networks.append((name, {"block_out_channels": ["ImageNet"] * 5} if "imagenet" in architecture else architecture, size))
         networks += [("prior", self["prior"]["architecture"], side) for side in self["prior"]["resolutions"]]
         for name, architecture, side in networks:
             if side % (stride := 2 ** (len(architecture["block_out_channels"]) - 1)):
@@ -265,6 +283,7 @@ class Study:
     def _check_named_runs(self) -> None:
         """The config names runs of the sheet."""
         figures, sources = self["figures"], self["downstream"]["sources"]
+        sources = {name: self.run_of(name) for name in sources}
         named = [(f"figures.{key}", figures[key]) for key in ("unguided", "guided")] + [("figures.runs", name) for name in figures["runs"]]
         for key, name in named + [(f"downstream.sources.{source}", name) for source, name in sources.items()]:
             if name not in self.runs.index:

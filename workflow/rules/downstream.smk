@@ -2,12 +2,12 @@
 
 
 def downstream_pictures(wildcards):
-    run = config["downstream"]["sources"].get(wildcards.source)
+    run = STUDY.run_of(wildcards.source)
     return f"{RESULTS}/samples/{run}.npz" if run else f"{RESULTS}/data/downstream.npz"
 
 
 def downstream_labels(wildcards):
-    run = config["downstream"]["sources"].get(wildcards.source)
+    run = STUDY.run_of(wildcards.source)
     return f"{RESULTS}/judged/{run}.npz" if run else []
 
 
@@ -30,6 +30,6 @@ rule downstream:
     params:
         command=dag("downstream"),
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
-        stamp=stamp("downstream", "downstream", "depth"),
+        stamp=(domain_stamp if config["downstream"].get("whole") else stamp)("downstream", "downstream", "depth"),
     shell:
         "{params.command} --source {wildcards.source} --pictures {input.pictures} --test {input.test} {params.judged} --out {output} 2> {log}"

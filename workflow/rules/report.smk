@@ -32,18 +32,21 @@ def figure_runs(folder):
 
 # Box rooms are what this geometry measures.
 GEOMETRY = config["domain"]["name"] == "rooms" and bool(measured("table1"))
+# What a model repeats can be asked where its training pictures are few.
+MEMORY = not STUDY.drawn
 # A table of runs exists where the run sheet asks for it.
 TABLES = expand(
     f"{RESULTS}/tables/{{table}}.{{kind}}",
     table=["fig4a_blocks", "fig4b_labels", "table4_downstream", "known_answers"]
     + [name for name in ("table1_guidance", "table3_prior_resolution", "fig8_scale", "controls", "sensitivity") if measured(name.split("_")[0])]
     + ["table1_distances"] * bool(measured("table1"))
-    + ["geometry"] * GEOMETRY,
+    + ["geometry"] * GEOMETRY
+    + ["memorisation"] * MEMORY,
     kind=["csv", "md", "tex"],
 )
 FIGURES = expand(
     f"{RESULTS}/figures/{{figure}}.{{kind}}",
-    figure=["fig3", "fig4a", "fig4b", "fig5", "fig6", "samples"] + ["fig8"] * bool(SWEEP),
+    figure=["fig3", "fig4a", "fig4b", "fig5", "fig6", "samples"] + ["fig8"] * bool(SWEEP) + ["neighbours"] * MEMORY,
     kind=["png", "svg"],
 )
 DOWNSTREAM = ["reference", *config["downstream"]["sources"], "constant"]
@@ -82,6 +85,7 @@ localrules:
     table_distances,
     table_geometry,
     table_known_answers,
+    table_memorisation,
     figure_trajectory,
     figure_blocks,
     figure_labels,
@@ -89,6 +93,7 @@ localrules:
     figure_points,
     figure_scale,
     figure_samples,
+    figure_neighbours,
     timings,
     page,
 
@@ -169,6 +174,8 @@ rule table_downstream:
         csv=report(f"{RESULTS}/tables/table4_downstream.csv", caption="../report/table4.rst", category="Tables", labels={"name": "Table 4"}),
     params:
         look=look("intervals", "table_format"),
+        domain=config["domain"]["name"],
+        protocol=STUDY.downstream_protocol(),
     script:
         "../scripts/table_downstream.py"
 
@@ -237,6 +244,21 @@ rule table_known_answers:
         look=look("table_format"),
     script:
         "../scripts/table_known_answers.py"
+
+
+rule table_memorisation:
+    input:
+        reference=f"{RESULTS}/judged/reference.npz",
+        real=f"{RESULTS}/judged/real.npz",
+        runs=expand(f"{RESULTS}/judged/{{run}}.npz", run=config["figures"]["runs"]),
+    output:
+        **table("memorisation"),
+        csv=report(f"{RESULTS}/tables/memorisation.csv", caption="../report/memorisation.rst", category="Tables", labels={"name": "Memorisation"}),
+    params:
+        runs=config["figures"]["runs"],
+        look=look("intervals", "table_format"),
+    script:
+        "../scripts/table_memorisation.py"
 
 
 rule figure_trajectory:
@@ -329,6 +351,25 @@ rule figure_samples:
         look=look("style"),
     script:
         "../scripts/figure_samples.py"
+
+
+# Shows training pictures: of a dataset that must not be passed on, it stays out of the repository.
+rule figure_neighbours:
+    input:
+        reference=f"{RESULTS}/judged/reference.npz",
+        real=f"{RESULTS}/judged/real.npz",
+        runs=expand(f"{RESULTS}/judged/{{run}}.npz", run=config["figures"]["runs"]),
+        training_images=f"{RESULTS}/data/reference.npz",
+        real_images=f"{RESULTS}/data/heldout.npz",
+        run_images=expand(f"{RESULTS}/samples/{{run}}.npz", run=config["figures"]["runs"]),
+    output:
+        png=f"{RESULTS}/figures/neighbours.png",
+        svg=f"{RESULTS}/figures/neighbours.svg",
+    params:
+        runs=config["figures"]["runs"],
+        look=look("style", "table_memorisation"),
+    script:
+        "../scripts/figure_neighbours.py"
 
 
 rule timings:
