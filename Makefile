@@ -29,7 +29,7 @@ test: $(READY) ## Run the tests, the smoke study among them
 	@$(WITH_VENV) python -m pytest tests -m "not slow" $(ARGS)
 
 clean: ## Remove the intermediates of all studies; tables, figures, pages and .venv stay
-	@if [ -d results ]; then find results -mindepth 2 -maxdepth 2 ! -name tables ! -name figures ! -name timings.md ! -name index.html -exec rm -rf {} +; fi
+	@if [ -d results ]; then find results -mindepth 2 -maxdepth 2 ! -name tables ! -name figures ! -name timings.md ! -name index.html ! -name manifest.json -exec rm -rf {} +; fi
 	@rm -rf .snakemake .pytest_cache .ruff_cache build *.egg-info
 
 # A .venv is used as it is if its Python is new enough and lives here; else, and after an interrupted set-up (.installing), it is made anew.

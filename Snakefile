@@ -33,6 +33,7 @@ rule all:
         FIGURES,
         f"{RESULTS}/timings.md",
         f"{RESULTS}/index.html",
+        f"{RESULTS}/manifest.json",
     localrule: True
 
 

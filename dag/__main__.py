@@ -7,6 +7,7 @@ A stage whose function takes no study (`dag convert IN OUT`, `dag doctor`) needs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import importlib
 import inspect
@@ -14,9 +15,12 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import dag
+from dag.devices import reserved
+from dag.interruption import Interrupted
 from dag.usage import Parser, epilog, overview, word
 
 # Two OpenMP threads on a busy machine lose far more to spinning than they gain; it must be set before torch is imported.
@@ -35,6 +39,7 @@ STAGES = {
     "prior": "models",
     "judge": "models",
     "sample": "sampling",
+    "join": "shards",
     "trajectory": "sampling",
     "describe": "evaluation",
     "measure": "evaluation",
@@ -46,7 +51,10 @@ STAGES = {
     "plan": "planning",
     "picture": "picture",
     "doctor": "doctor",
+    "verify": "verify",
 }
+# Stages whose rules ask for a GPU.
+ON_DEVICE = {"pretrain", "features", "heads", "prior", "judge", "sample", "trajectory", "describe", "downstream", "label"}
 
 
 def keep_freed_memory() -> None:
@@ -91,8 +99,27 @@ def _stage_parser(name: str, function: Callable) -> argparse.ArgumentParser:
     return parser
 
 
+def _tell_files(study, options: dict) -> None:
+    """Let the study know which of a stage's options are files: `out` and `metrics` are made, the others are read."""
+    files = {key: value if isinstance(value, list) else [value] for key, value in options.items()}
+    files = {key: [path for path in paths if isinstance(path, Path)] for key, paths in files.items()}
+    study.other_outputs = files.pop("metrics", [])
+    study.inputs = [path for key, paths in files.items() if key != "out" for path in paths]
+
+
+@contextlib.contextmanager
+def _device(kind: str) -> Iterator[None]:
+    """One device for this process; a GPU that must be there has to work, too."""
+    with reserved(kind) as device:
+        from dag.accelerator import here
+
+        if kind == "gpu" and here().type == "cpu":
+            raise ValueError(f"compute.device is 'gpu', but torch finds no CUDA device where CUDA_VISIBLE_DEVICES is {device!r}")
+        yield
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status. User errors are one line on stderr and status 2."""
+    """Run the command; returns its exit status. User errors are one line on stderr and status 2, a signal to stop one line and 128 + its number."""
     argv = list(sys.argv[1:] if argv is None else argv)
     top = Parser(prog="dag", usage="dag STAGE ...", description=overview(STAGES), formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
     top.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
@@ -113,12 +140,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
-        return function(*study, **{k: v for k, v in options.items() if v is not None}) or 0
+        if study:
+            _tell_files(study[0], options)
+        with _device(study[0].compute["device"]) if study and name in ON_DEVICE else contextlib.nullcontext():
+            return function(*study, **{k: v for k, v in options.items() if v is not None}) or 0
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         if os.environ.get("DAG_TRACEBACK"):
             raise
         sys.stderr.write(f"dag {name}: {' '.join(str(error).split())}\n")
         return 2
+    except Interrupted as stop:
+        sys.stderr.write(f"dag {name}: {stop}\n")
+        return 128 + stop.number
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dag.accelerator import on
+from dag.interruption import Interrupted, noticing
 
 Loss = Callable[[nn.Module, object, torch.Generator], Tensor]
-_USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError)
+_USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError, Interrupted)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def fit(
     state before lies beside it as `<state>.previous`, and takes over from one that is torn. log: JSONL, one line per logged step.
     data: what the batches are made of, as any text; a state that was saved with another is not gone on from.
     With recipe.processes > 1 the default process group must exist, of that size; gradients are averaged over it.
+    On SIGTERM or SIGUSR1 the step under way is finished, the state saved, and Interrupted raised.
     Raises FloatingPointError when the loss or its gradient is not finite, OtherState (a ValueError) when the state belongs to another recipe,
     data or network, ValueError when it is torn without one before it.
     """
@@ -117,7 +119,7 @@ def fit(
     ema = Ema(model, recipe.ema)
     first, history = _resume(state, recipe, data, model, ema, optimiser)
     bar = tqdm(total=recipe.steps, initial=first, desc=name, unit="step", disable=rank > 0 or not sys.stderr.isatty(), mininterval=1)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, noticing() as asked_to_stop:
         ahead = pool.submit(batch, first) if first < recipe.steps else None
         for step in range(first, recipe.steps):
             share = on(device, ahead.result())
@@ -144,8 +146,11 @@ def fit(
                     _append(log, {"step": step + 1, "loss": sum(history) / len(history), "learning_rate": recipe.rate(step), "time": round(time.time(), 1)})
                     bar.set_postfix(loss=f"{sum(history) / len(history):.4f}")
                     history = []
-                if (step + 1) % recipe.save_every == 0 or last:
+                stop = 0 if last else asked_to_stop()
+                if (step + 1) % recipe.save_every == 0 or last or stop:
                     _save(state, {"recipe": asdict(recipe), "data": data, "step": step + 1, "history": history}, model, ema, optimiser)
+                if stop:
+                    raise Interrupted(stop, f"{name} saved its state after step {step + 1} of {recipe.steps}")
     bar.close()
     model.load_state_dict(ema.weights)
     return model.eval()
@@ -172,14 +177,19 @@ def _append(log: Path, row: dict) -> None:
 
 def _save(path: Path, facts: dict, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
     aside, last = path.with_suffix(".tmp"), facts["step"] == facts["recipe"]["steps"]
-    with open(aside, "wb") as file:
-        torch.save({**facts, "model": model.state_dict(), "ema": ema.weights, "optimiser": optimiser.state_dict()}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    # Copied, not renamed: `path` is there at every moment, and whoever finds it missing may take the training for a new one.
-    if not last and path.exists():
-        shutil.copyfile(path, _previous(path))
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            torch.save({**facts, "model": model.state_dict(), "ema": ema.weights, "optimiser": optimiser.state_dict()}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        # Copied, not renamed: `path` is there at every moment, and whoever finds it missing may take the training for a new one.
+        if not last and path.exists():
+            shutil.copyfile(path, _previous(path))
+        os.replace(aside, path)
+    except RuntimeError as error:  # torch's own word for a write that failed
+        raise OSError(f"{aside}: could not be written, the disk may be full ({' '.join(str(error).split())})") from None
+    finally:
+        aside.unlink(missing_ok=True)
     if last:
         _previous(path).unlink(missing_ok=True)
 
@@ -256,18 +266,29 @@ def in_processes(function: Callable, processes: int, *arguments) -> None:
     """Call function(rank, *arguments) in this process, or in several that share gradients (gloo over loopback, one thread each).
 
     When one of them raises, the others are ended; what a user can mend (_USER_ERRORS) is raised here as it was there.
+    A signal that asks this process to stop is handed on to them.
     """
     if processes == 1:
         function(0, *arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
+        members = torch.multiprocessing.spawn(_member, (processes, folder, function, arguments), processes, join=False)
+
+        def hand_on(number: int) -> None:
+            for process in members.processes:
+                if process.is_alive():
+                    os.kill(process.pid, number)
+
         try:
-            torch.multiprocessing.spawn(_member, (processes, folder, function, arguments), processes)
-        except torch.multiprocessing.ProcessRaisedException:
-            reports = sorted(Path(folder).glob("error*"))
-            if not reports:
-                raise
-            raise pickle.loads(reports[0].read_bytes()) from None
+            with noticing(hand_on) as asked_to_stop:
+                while not members.join():
+                    pass
+        except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
+            for report in sorted(Path(folder).glob("error*")):
+                raise pickle.loads(report.read_bytes()) from None
+            if asked_to_stop():  # before they could notice it
+                raise Interrupted(asked_to_stop(), "there was nothing to save yet") from None
+            raise
 
 
 def _member(rank: int, processes: int, folder: str, function: Callable, arguments: tuple) -> None:

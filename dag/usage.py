@@ -19,8 +19,10 @@ WORDS = {
     "distances": "distances of the sweep's runs, of `dag measure` (.csv)",
     "earlier": "distances already measured, which the table is to hold too (.csv)",
     "features": "features of the labelled images, of `dag features` (.npy)",
+    "first": "first seed to draw, where it is not the run's",
     "first_seed": "first of the consecutive seeds; a seed is the same picture here and in a study",
     "flags": "for a .pt without its flags beside it: their file, or the name of a preset",
+    "folder": "results of a study: results/<study>",
     "gpus": "table of GPUs and their peak throughput (.tsv)",
     "grid": "picture to write (.png)",
     "heads": "depth heads: a file of `dag heads`, or a folder of DepthHeads.save_pretrained",
@@ -35,6 +37,7 @@ WORDS = {
     "n": "number of samples",
     "name": "a key of the config's section `assets`",
     "out": "file or folder to write",
+    "parts": "samples of the run's seed ranges, in any order (.npz)",
     "pictures": "samples of a run, or pictures of `dag prepare` (.npz)",
     "pixels": "`shuffled`: the control that learns from depth maps without their shape",
     "precision": "of the weights written: fp16, bf16 or fp32",
@@ -51,6 +54,7 @@ WORDS = {
     "source": "whose pictures: reference, constant, or a name in downstream.sources",
     "state": "the saved state of the training (.state.pt)",
     "steps": "DDIM steps, a number that divides the model's timesteps evenly",
+    "stop": "seed before which to stop, where it is not the run's last",
     "tau": "noise level of the prior: a timestep, or a range LOW-HIGH to draw from",
     "test": "pictures with depth to test on (.npz)",
     "unet": "pretrained U-Net: a folder or file",
@@ -85,6 +89,7 @@ EXAMPLES = {
     "prior": f"--resolution 16 --data {_DATA}/prior.npz --out prior16",
     "judge": f"--data {_DATA}/judge.npz --out judge.safetensors",
     "sample": f"--run dcg --unet {_UNET} --heads {_HEADS} --prior {_PRIOR} --scale {_METRICS}/scale.json --out dcg.npz",
+    "join": "--run dcg --parts results/smoke/samples/dcg.npz --out dcg.npz",
     "trajectory": f"--run dcg --unet {_UNET} --heads {_HEADS} --prior {_PRIOR} --scale {_METRICS}/scale.json --out trajectory.npz",
     "describe": f"--pictures results/smoke/samples/dcg.npz --unet {_UNET} --heads {_HEADS} --judge results/smoke/models/judge.safetensors --out dcg.npz",
     "measure": f"--runs baseline dcg --judged {_JUDGED}/baseline.npz {_JUDGED}/dcg.npz --reference {_JUDGED}/reference.npz --out distances.csv",
@@ -96,11 +101,12 @@ EXAMPLES = {
     "plan": "--gpus config/gpus.tsv --out plan.md",
     "convert": "models/rooms32 rooms32-flat --precision fp32",
     "picture": "--model models/rooms32 --heads results/rooms/models/heads/labels100.safetensors --w-dc 300 --n 16 --grid out.png",
+    "verify": "results/smoke",
     "doctor": "--config config/rooms.yaml",
 }
 # Whose example is of another study than the smoke study.
 OF_PAPER = ("asset", "fetch", "label", "plan")
-WITHOUT_STUDY = ("convert", "picture", "doctor")
+WITHOUT_STUDY = ("convert", "picture", "doctor", "verify")
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -120,7 +121,7 @@ def save_unet(
         network, noise = (aside, aside) if flat else (aside / "unet", aside / "scheduler")
         for part in (network, noise):
             part.mkdir(parents=True, exist_ok=True)
-        save_file(_tensors(unet, dtype), network / _DIFFUSERS_WEIGHTS[0], {"format": "pt"})
+        _save_tensors(_tensors(unet, dtype), network / _DIFFUSERS_WEIGHTS[0], {"format": "pt"})
         _write_json(network / "config.json", {"_class_name": "UNet2DModel", **version, **architecture(unet)})
         _write_json(noise / "scheduler_config.json", {"_class_name": "DDPMScheduler", **version, **scheduler})
         _write_json(aside / "model_index.json", {"_class_name": "DDPMPipeline", **version, **index})
@@ -140,10 +141,17 @@ def save_module(module: nn.Module, config: dict, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(_tensors(module), aside, {key: json.dumps(value) for key, value in config.items()})
+        _save_tensors(_tensors(module), aside, {key: json.dumps(value) for key, value in config.items()})
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written ({' '.join(str(error).split())})") from None
 
 
 def load_module_file(path: str | Path) -> tuple[dict[str, Tensor], dict]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,26 @@ def nyu_root() -> Path:
     if not Path(folder).exists():
         pytest.fail(f"DAG_NYU_ROOT is {folder!r}, which does not exist")
     return Path(folder)
+
+
+def snakemake(folder: Path, *arguments: str, config: str = "config/smoke.yaml") -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--configfile", config, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
+
+
+def checkout(folder: Path) -> Path:
+    """The parts of the project that a study needs, in a folder where it may write."""
+    for name in ("dag", "workflow", "config", "profiles"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    (folder / "slurm").symlink_to("profiles/slurm")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory) -> Path:
+    """The smoke study, run once; who changes a file of it puts it back."""
+    folder = checkout(tmp_path_factory.mktemp("study"))
+    done = snakemake(folder, "--cores", "2")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder

@@ -17,7 +17,18 @@ FLOORS = {
     "stages": ("dag.stages",),
     "library": ("dag.networks", "dag.pipeline"),
     "ideas": ("dag.guidance", "dag.controls", "dag.sampling", "dag.heads", "dag.estimators", "dag.training"),
-    "foundations": ("dag.accelerator", "dag.diffusion", "dag.unet", "dag.weights", "dag.guided_diffusion", "dag.tensor_files", "dag.data", "dag.metrics"),
+    "foundations": (
+        "dag.accelerator",
+        "dag.diffusion",
+        "dag.unet",
+        "dag.weights",
+        "dag.guided_diffusion",
+        "dag.tensor_files",
+        "dag.interruption",
+        "dag.devices",
+        "dag.data",
+        "dag.metrics",
+    ),
     "package": ("dag",),  # __init__.py: the version, which everything may read
 }
 HEIGHT = {name: height for height, name in enumerate(reversed(FLOORS))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dag.diffusion import Diffusion
+from dag.interruption import Interrupted
 from dag.training import Ema, OtherState, Recipe, denoising_loss, fit, generator, in_processes
 
 RECIPE = Recipe(steps=12, batch_size=4, learning_rate=1e-2, warmup=3, weight_decay=0.01, ema=0.9, seed=3, save_every=4)
@@ -231,6 +233,42 @@ def test_state_saved_with_other_data_is_refused_by_fit_and_dropped_by_a_stage(tm
     assert same(again, whole)
 
 
+# ---- signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_the_step_under_way_and_ends_the_training(tmp_path, whole, number):
+    def signalled(model, data, numbers):
+        if float(data[0, 0, 0, 0]) == float(batch(5)[0, 0, 0, 0]):
+            os.kill(os.getpid(), number)
+        return loss(model, data, numbers)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=rf"stopped by {number.name}; net saved its state after step 6 of 12; the same command goes on") as stopped:
+        train(tmp_path, objective=signalled)
+    assert stopped.value.number == number
+    assert signal.getsignal(number) is before
+    assert torch.load(tmp_path / "net.state.pt")["step"] == 6
+    assert same(train(tmp_path), whole)
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    train(undisturbed)
+    logs = [[{**json.loads(line), "time": 0} for line in (folder / "net.log.jsonl").read_text().splitlines()] for folder in (tmp_path, undisturbed)]
+    assert logs[0] == logs[1]
+
+
+def test_a_state_that_cannot_be_written_is_one_clear_error(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    with pytest.raises(Killed):
+        train(tmp_path, data=killed_at(5))
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"net\.state\.tmp: could not be written, the disk may be full \(.*unexpected pos"):
+        train(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.log.jsonl", "net.state.pt"]
+
+
 # ---- torn states
 
 
@@ -360,6 +398,31 @@ def test_two_processes_equal_one_to_1e_5(tmp_path):
         assert torch.equal(first[key], second[key])
         torch.testing.assert_close(first[key], value, rtol=0, atol=1e-5)
     assert len((folder / "net.log.jsonl").read_text().splitlines()) == 6  # one of them writes
+
+
+def asked_to_stop(rank: int, folder: Path) -> None:
+    """The parent is asked to stop while its second member computes step 5: whoever hands it on must leave a whole state behind."""
+
+    def signalled(model, data, numbers):
+        if rank == 1 and float(data[0, 0, 0, 0]) == float(batch(5).chunk(2)[1][0, 0, 0, 0]):
+            os.kill(os.getppid(), signal.SIGTERM)
+        return shared(model, data, numbers)
+
+    member(rank, folder, signalled, 12)
+
+
+def test_a_signal_reaches_all_processes_and_changes_no_bit(tmp_path):
+    for folder in (tmp_path / "whole", tmp_path / "stopped"):
+        folder.mkdir()
+    with pytest.raises(ValueError, match="depth"):
+        in_processes(member, 2, tmp_path / "whole", shared, 12)
+    with pytest.raises(Interrupted, match=r"stopped by SIGTERM; net saved its state after step \d+ of 12"):
+        in_processes(asked_to_stop, 2, tmp_path / "stopped")
+    assert 5 <= torch.load(tmp_path / "stopped" / "net.state.pt")["step"] < 12
+    with pytest.raises(ValueError, match="depth"):
+        in_processes(member, 2, tmp_path / "stopped", shared, 12)
+    ends = [torch.load(tmp_path / folder / "rank0.pt") for folder in ("whole", "stopped")]
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
 def test_one_process_is_this_one(tmp_path):

@@ -12,37 +12,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from conftest import checkout, snakemake
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "config" / "smoke.yaml"
-
-
-def snakemake(folder: Path, *arguments: str, config: str = "config/smoke.yaml") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--configfile", config, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
-
-
-def checkout(folder: Path) -> Path:
-    """The parts of the project that a study needs, in a folder where it may write."""
-    for name in ("dag", "workflow", "config", "profiles"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", folder)
-    return folder
 
 
 def jobs(output: str) -> set[str]:
     """Rules in the job table of a dry run."""
     table = re.search(r"Job stats:\n(.*?)\ntotal", output, re.S)
     return {line.split()[0] for line in table.group(1).splitlines()[2:]} if table else set()
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
-    """The smoke study, run once."""
-    folder = checkout(tmp_path_factory.mktemp("study"))
-    done = snakemake(folder, "--cores", "2")
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
 
 
 def test_smoke_study_makes_every_table_and_figure(study):
@@ -91,7 +70,7 @@ def test_a_changed_plot_redraws_the_plot_alone(study):
     finally:
         script.write_text(text)
         os.utime(script, ns=(date, date))  # Snakemake goes by a script's date
-    assert jobs(plan.stdout + plan.stderr) == {"all", "figure_scale", "page"}
+    assert jobs(plan.stdout + plan.stderr) == {"all", "figure_scale", "page", "manifest"}
 
 
 def test_a_changed_config_key_reruns_only_its_readers(study):
@@ -99,7 +78,7 @@ def test_a_changed_config_key_reruns_only_its_readers(study):
     config["downstream"]["seeds"] += 1
     (study / "config" / "other.yaml").write_text(yaml.safe_dump(config))
     plan = snakemake(study, "-n", config="config/other.yaml")
-    assert jobs(plan.stdout + plan.stderr) == {"all", "downstream", "table_downstream", "timings", "page"}
+    assert jobs(plan.stdout + plan.stderr) == {"all", "downstream", "table_downstream", "timings", "page", "manifest"}
 
 
 def edited(folder: Path, **changes) -> Path:

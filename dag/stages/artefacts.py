@@ -47,6 +47,22 @@ def code_hash(*modules: str) -> str:
     return digest(json.dumps(sorted(seen.values())))
 
 
+def content_hash(path: str | Path) -> str:
+    """SHA-256 of a file; of a folder, of the names and hashes of all its files."""
+    path = Path(path)
+    if path.is_dir():
+        parts = [f"{file.relative_to(path)} {content_hash(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size(path: str | Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    path = Path(path)
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+
+
 def _module_file(module: str) -> Path | None:
     path = PACKAGE.parent / Path(*module.split("."))
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
@@ -73,8 +89,11 @@ def write_csv(frame: pd.DataFrame, path: str | Path) -> None:
         frame.to_csv(aside, index=False, float_format="%.9g")
 
 
-def write_provenance(out: str | Path, study, started: float, **facts) -> None:
-    """What made an artefact, beside it as <name>.json: config, versions, seconds, peak memory, and the stage's own facts."""
+def write_provenance(out: str | Path, study, started: float, *, beside: str = ".json", **facts) -> None:
+    """What made an artefact, beside it as <name>.json: config, versions, hashes of inputs and outputs, seconds, peak memory, and the stage's own facts.
+
+    beside: another ending, where the artefact's own index has that name.
+    """
     from importlib.metadata import version
 
     record = {
@@ -83,9 +102,12 @@ def write_provenance(out: str | Path, study, started: float, **facts) -> None:
         "config": study.section_hash(*study.config),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("torch", "diffusers", "numpy")}},
         "machine": platform.machine(),
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "seconds": round(time.time() - started, 2),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         **facts,
+        "inputs": {str(path): content_hash(path) for path in study.inputs},
+        "outputs": {str(path): {"bytes": size(path), "sha256": content_hash(path)} for path in [Path(out), *study.other_outputs]},
     }
-    with writing(Path(out).with_suffix(".json")) as aside:
+    with writing(Path(out).with_suffix(beside)) as aside:
         aside.write_text(json.dumps(record, indent=1, default=str) + "\n")

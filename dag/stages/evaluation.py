@@ -131,6 +131,7 @@ def measure(study: Study, *, runs: list[str], judged: list[Path], reference: Pat
 
 def scale(study: Study, *, distances: Path, out: Path) -> None:
     """The best weights of the sweep, by dFID: for consistency alone, the prior alone, and both together."""
+    started = time.time()
     table = pd.read_csv(distances)
     dfid = table[table.metric == "dfid"].set_index("run")["value"]
     sweep = study.runs.loc[[r for r in dfid.index if r in study.runs.index]]
@@ -145,13 +146,16 @@ def scale(study: Study, *, distances: Path, out: Path) -> None:
             best[kind] = {"w_dc": float(rows.w_dc[name]), "w_dp": float(rows.w_dp[name]), "run": name}
     with writing(out) as aside:
         aside.write_text(json.dumps(best, indent=1) + "\n")
+    write_provenance(out, study, started, beside=".provenance.json")
 
 
 def runs(study: Study, *, provenance: list[Path], out: Path) -> None:
     """The run sheet as it was run: weights resolved, seconds and U-Net evaluations per sample added."""
+    started = time.time()
     records = [json.loads(Path(p).read_text()) for p in provenance]
     facts = ("seconds_per_sample", "unet_evaluations", "unet_gradients", "strength")
     write_csv(pd.DataFrame([{**r["run"], **{k: r[k] for k in facts}} for r in records]), out)
+    write_provenance(out, study, started)
 
 
 def geometry(study: Study, *, runs: list[str], judged: list[Path], heldout: Path, out: Path) -> None:

@@ -88,6 +88,7 @@ def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: Liter
 
     if levels != "validation" and not (levels.isdecimal() and int(levels)):
         raise ValueError(f"levels is {levels!r}, expected 'validation' or a whole number from 1")
+    started = time.time()
     network, meta = load_unet(unet)
     network.to(here())
     diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
@@ -113,6 +114,7 @@ def features(study: Study, *, unet: Path, data: Path, levels: str, blocks: Liter
                 yield forward_with_taps(network, diffusion.q_sample(clean, steps, noise), steps, shapes, stop_after_taps=True)[1]
 
     write_features(out, shapes, image, t.reshape(-1), batches())
+    write_provenance(out, study, started, beside=".provenance.json")
 
 
 def spread_timesteps(seed: int, levels: int, num_timesteps: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from dag.data.images import to_uint8
 from dag.diffusion import Diffusion, respace
 from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
 from dag.heads import load_heads
+from dag.interruption import Interrupted, noticing
 from dag.sampling import Predict, SampleRNG, guidance_strength, sample_ddim, sample_ddpm
-from dag.stages.artefacts import write_provenance, writing
+from dag.stages.artefacts import code_hash, content_hash, digest, write_provenance, writing
+from dag.stages.shards import Drawn, split
 from dag.stages.study import Study, guidance_kind, span
 
 
@@ -65,31 +68,46 @@ def trace(run: dict, predict, diffusion: Diffusion, size: int, seeds: list[int],
     return sample_ddpm(predict, x, timesteps, diffusion, variance=study["sampling"]["variance"], **options)
 
 
-def sample(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, out: Path, scale: Path | None = None) -> None:
-    """Draw the samples of one run: images, seeds, and the guidance's telemetry."""
+def sample(
+    study: Study, *, run: str, unet: Path, heads: Path, prior: Path, out: Path, scale: Path | None = None, first: int | None = None, stop: int | None = None
+) -> None:
+    """Draw the samples of one run: images, seeds, and the guidance's telemetry.
+
+    first, stop: draw only the seeds from first to before stop, a shard of the run. Batches that an earlier try finished are kept.
+    """
     started = time.time()
     row = resolve(study.run(run), scale)
     plain, diffusion, size = predictor(unet)
     predict = guided(study, row, plain, heads, prior)
-    seeds = list(range(row["first_seed"], row["first_seed"] + row["n"]))
-    batch = study["sampling"]["batch_size"]
-    images, telemetry = [], []
-    clock = time.perf_counter()
-    for start in tqdm(range(0, len(seeds), batch), desc=run, unit="batch", disable=None):
-        records: list[dict] = []
+    first, stop = (row["first_seed"] if first is None else first), (row["first_seed"] + row["n"] if stop is None else stop)
+    recipe = sample_recipe(study, row, [unet, heads, prior])
+    drawn = Drawn(out, recipe, study["sampling"]["batch_size"])
+    batches = split(first, stop - first, study["sampling"]["batch_size"])
+    missing = [batch for batch in batches if drawn.find(*batch) is None]
+    with noticing() as asked_to_stop:
+        for start, end in tqdm(missing, desc=run, unit="batch", disable=None):
+            records: list[dict] = []
 
-        def watch(step, records=records) -> None:
-            records.append({"t": int(step.t[0]), **_telemetry(step)})
+            def watch(step, records=records) -> None:
+                records.append({"t": int(step.t[0]), **_telemetry(step)})
+                if signal := asked_to_stop():
+                    raise Interrupted(signal, f"{out} keeps its {len(drawn.parts)} finished batches")
 
-        images.append(to_uint8(trace(row, predict, diffusion, size, seeds[start : start + batch], study, watch)))
-        telemetry.append(records)
-    seconds = (time.perf_counter() - clock) / len(seeds)
-    stacked = _stack(telemetry)
-    strength = stacked.get("shift_over_eps", np.zeros(1))
-    facts = {"unet_evaluations": len(telemetry[0]), "unet_gradients": sum("grad_rms" in r for r in telemetry[0]), "strength": float(strength.mean())}
-    with writing(out) as aside:
-        np.savez(aside, images=np.concatenate(images), seeds=np.array(seeds), **stacked)
-    write_provenance(out, study, started, run=row, seconds_per_sample=seconds, **facts)
+            clock, seeds = time.perf_counter(), list(range(start, end))
+            images = to_uint8(trace(row, predict, diffusion, size, seeds, study, watch))
+            facts = {"seconds_per_sample": (time.perf_counter() - clock) / len(seeds), "unet_evaluations": len(records)}
+            drawn.add({"images": images, "seeds": np.array(seeds), **_stack(records)}, unet_gradients=sum("grad_rms" in r for r in records), **facts)
+    facts = drawn.join(batches)
+    write_provenance(out, study, started, run=row, seeds=[first, stop - first], recipe=recipe, **facts)
+    drawn.clear()
+
+
+def sample_recipe(study: Study, row: dict, files: list[Path]) -> str:
+    """Hash of all that a sample depends on besides its seed: samples of one recipe belong together."""
+    row = {key: value for key, value in row.items() if key not in ("run", "n", "first_seed", "tables")}
+    versions = [torch.__version__, platform.machine(), torch.get_num_threads(), here().type]
+    parts = [row, study["sampling"], [content_hash(file) for file in files], code_hash("stages.sampling"), versions]
+    return digest(json.dumps(parts, sort_keys=True, default=str))
 
 
 def _telemetry(step) -> dict:
@@ -100,14 +118,12 @@ def _telemetry(step) -> dict:
     return {name: value.cpu().numpy() for name, value in {**losses, **guidance_strength(step)}.items()}
 
 
-def _stack(telemetry: list[list[dict]]) -> dict[str, np.ndarray]:
-    """Per-step records of every batch as arrays (steps, n), zero where guidance did not act."""
-    stacked = {"t": np.array([r["t"] for r in telemetry[0]])}
-    keys = sorted({k for records in telemetry for r in records for k in r} - {"t"})
-    for key in keys:
-        width = [next(len(r[key]) for r in records if key in r) for records in telemetry]
-        rows = [[r.get(key, np.zeros(w)) for r in records] for records, w in zip(telemetry, width, strict=True)]
-        stacked[key] = np.concatenate([np.stack(r) for r in rows], axis=1).astype(np.float32)
+def _stack(records: list[dict]) -> dict[str, np.ndarray]:
+    """Per-step records of a batch as arrays (steps, n), zero where guidance did not act."""
+    stacked = {"t": np.array([r["t"] for r in records])}
+    for key in sorted({k for r in records for k in r} - {"t"}):
+        width = next(len(r[key]) for r in records if key in r)
+        stacked[key] = np.stack([r.get(key, np.zeros(width)) for r in records]).astype(np.float32)
     return stacked
 
 

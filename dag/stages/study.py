@@ -18,6 +18,7 @@ from dag.stages.networks import faults
 # In a checkout they lie with the workflow, in an installed package with the package.
 SCHEMAS = next(folder for folder in (PACKAGE.parent / "workflow" / "schemas", PACKAGE / "schemas") if folder.is_dir())
 GUIDED = ("w_dc", "w_dp")
+COMPUTE = {"device": "auto", "shard_size": None, "gflops": 10}
 
 
 class StudyError(ValueError):
@@ -30,6 +31,12 @@ class Study:
     def __init__(self, config: dict, source: str = "config"):
         self.config, self.source = config, source
         self._validate_config()
+        # How and where it is computed: of no effect on results, so a study need not say it.
+        self.compute = {**COMPUTE, **config.get("compute", {})}
+        self._check_shards()
+        # Files that the stage under way was given and, besides its `out`, makes: what its provenance holds the hashes of.
+        self.inputs: list[Path] = []
+        self.other_outputs: list[Path] = []
         self.runs = self._read_runs()
         self._check_named_runs()
 
@@ -104,9 +111,9 @@ class Study:
             value = value[key]
         return value
 
-    def run_hash(self, name: str) -> str:
-        """Hash of one row of the run sheet; which tables show the run changes none of its samples."""
-        return digest(json.dumps({k: v for k, v in self.run(name).items() if k != "tables"}, sort_keys=True, default=str))
+    def run_hash(self, name: str, *without: str) -> str:
+        """Hash of one row of the run sheet, without some columns; which tables show the run changes none of its samples."""
+        return digest(json.dumps({k: v for k, v in self.run(name).items() if k not in ("tables", *without)}, sort_keys=True, default=str))
 
     def save(self) -> None:
         """Write the config as it was resolved, and the run sheet, for the stages to read: later edits do not reach a study under way."""
@@ -173,6 +180,13 @@ class Study:
         for name, architecture, side in networks:
             if side % (stride := 2 ** (len(architecture["block_out_channels"]) - 1)):
                 raise StudyError(f"{self.source}: {name} works at {side} pixels, expected a multiple of {stride}: it has {architecture['block_out_channels']}")
+
+    def _check_shards(self) -> None:
+        size, batch = self.compute["shard_size"], self["sampling"]["batch_size"]
+        if size is not None and size % batch:
+            raise StudyError(
+                f"{self.source}: compute.shard_size is {size}, expected a multiple of sampling.batch_size {batch}: a seed keeps its batch-mates and its bits"
+            )
 
     def unet_architecture(self) -> dict:
         """Of the pretrained U-Net where it is there to be asked, else the config's."""

@@ -1,6 +1,7 @@
 # What every rule file uses: the validated study, its folder, and how a stage is called.
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ sys.path.insert(0, workflow.basedir)
 
 from dag.data.domain import DOMAINS
 from dag.stages.artefacts import code_hash
+from dag.stages.resources import asked
 from dag.stages.study import Study, StudyError
 
 try:
@@ -15,6 +17,9 @@ try:
 except StudyError as error:
     # One line and a status, where an exception would be shown with the place in this file.
     sys.exit(f"snakemake: {error}")
+
+# Slurm's warning before a time limit reaches every process of a job; the stage acts on it, the Snakemake above it must live until it has.
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 RESULTS = str(STUDY.root)
 RUNS = STUDY.runs
@@ -81,6 +86,21 @@ def unet_stamp(stage, *sections):
 def run_stamp(wildcards):
     """A run depends on its own row of the sheet, not on the others."""
     return f"{unet_stamp('sampling', 'sampling')}-{STUDY.run_hash(wildcards.run)}"
+
+
+def shard_stamp(wildcards):
+    """Of the seeds of a run, a shard depends on its own."""
+    seeds = STUDY.run_hash(wildcards.run, "n", "first_seed"), wildcards.first
+    return f"{unet_stamp('sampling', 'sampling')}-{'-'.join(seeds)}"
+
+
+def one_of(names):
+    """Wildcard constraint: one of these names; of none, nothing."""
+    return "|".join(sorted(names)) or "(?!)"
+
+
+# What a job that can use a GPU asks for: on a cluster, and of `--resources gpu=N` on one machine.
+GPU = 0 if STUDY.compute["device"] == "cpu" else 1
 
 
 def dag(stage, config_file=True):

@@ -19,6 +19,8 @@ rule prepare:
     wildcard_constraints:
         use="|".join(USES),
     threads: 1
+    resources:
+        **asked(STUDY, "prepare"),
     params:
         command=dag("prepare"),
         stamp=lambda w: f"{domain_stamp('data', use=w.use)}-{config['data'][w.use]}",
@@ -43,7 +45,7 @@ if LABELLED:
             use="|".join(USES),
         threads: 1
         resources:
-            gpu=1,
+            gpu=GPU,
         params:
             command=dag("label"),
             stamp=stamp("labelling", "estimator", "depth"),

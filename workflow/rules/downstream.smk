@@ -26,7 +26,8 @@ rule downstream:
         source="|".join(["reference", "constant", *config["downstream"]["sources"]]),
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "downstream"),
+        gpu=GPU,
     params:
         command=dag("downstream"),
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",

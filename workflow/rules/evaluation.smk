@@ -16,7 +16,8 @@ rule describe:
         f"{RESULTS}/benchmarks/describe/{{run}}.tsv"
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "describe"),
+        gpu=GPU,
     params:
         command=dag("describe"),
         stamp=lambda w: unet_stamp("evaluation", "evaluation", "sampling", "depth"),

@@ -32,7 +32,8 @@ else:
             f"{RESULTS}/benchmarks/train_unet/unet.tsv"
         threads: config["unet"].get("training", {}).get("processes", 1)
         resources:
-            gpu=1,
+            **asked(STUDY, "train_unet"),
+            gpu=GPU,
         params:
             command=dag("pretrain"),
             stamp=f"{domain_stamp('pretraining', 'unet')}-{config['data']['unet']}",
@@ -53,7 +54,8 @@ rule features:
         f"{RESULTS}/benchmarks/features/labels{{labels}}.tsv"
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "features"),
+        gpu=GPU,
     params:
         command=dag("features"),
         # The heads that guide are compared with heads on every single block, so their images keep every block.
@@ -78,7 +80,8 @@ rule validation_features:
         f"{RESULTS}/benchmarks/features/validation.tsv"
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "features"),
+        gpu=GPU,
     params:
         command=dag("features"),
         stamp=lambda w: unet_stamp("models", "heads.validation_t", "sampling.batch_size"),
@@ -103,7 +106,8 @@ rule heads:
         heads=r"labels\d+|blocks",
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "heads"),
+        gpu=GPU,
     params:
         command=dag("heads"),
         kind=lambda w: "blocks" if w.heads == "blocks" else "pair",
@@ -127,7 +131,8 @@ rule prior:
         shuffled="|_shuffled",
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "prior", max(config["prior"]["resolutions"])),
+        gpu=GPU,
     params:
         command=dag("prior"),
         pixels=lambda w: "shuffled" if w.shuffled else "in_place",
@@ -149,7 +154,8 @@ rule judge:
         f"{RESULTS}/benchmarks/judge/judge.tsv"
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "judge"),
+        gpu=GPU,
     params:
         command=dag("judge"),
         data=lambda w, input: f"--data {input.data}" if input.data else "",

@@ -60,7 +60,8 @@ JOBS = [
     "heads/blocks",
     *sorted({f"prior/{prior_name(run)}" for run in RUNS.index}),
     "judge/judge",
-    *expand("sample/{run}", run=RUNS.index),
+    *expand("sample/{part}", part=DRAWN),
+    *expand("join/{run}", run=SPLIT),
     "trajectory/trajectory",
     *expand("describe/{run}", run=[*RUNS.index, "reference", "real"]),
     "measure/final",
@@ -96,6 +97,7 @@ localrules:
     figure_neighbours,
     timings,
     page,
+    manifest,
 
 
 rule table_blocks:
@@ -419,6 +421,23 @@ rule page:
         shown={key: config[key] for key in sorted(config)},
     script:
         "../scripts/page.py"
+
+
+# What every table and figure was made from, for `dag verify`.
+rule manifest:
+    input:
+        TABLES,
+        FIGURES,
+    output:
+        f"{RESULTS}/manifest.json",
+    params:
+        drawn=[
+            ([str(file) for file in drawing.output], [str(file) for file in drawing.input])
+            for drawing in workflow.rules
+            if drawing.name.startswith(("table_", "figure_"))
+        ],
+    script:
+        "../scripts/manifest.py"
 
 
 # On demand: the README shows table 1.

@@ -1,4 +1,5 @@
 # Samples of every row of the run sheet.
+from dag.stages.shards import split
 
 
 def heads_of(wildcards):
@@ -15,6 +16,12 @@ def prior_of(wildcards):
     return f"{RESULTS}/models/prior{prior_name(wildcards.run)}"
 
 
+SHARDS = {run: split(RUNS.first_seed[run], RUNS.n[run], STUDY.compute["shard_size"]) for run in RUNS.index}
+SPLIT = [run for run in RUNS.index if len(SHARDS[run]) > 1]
+# Names of all sampling jobs: the run, or run/first seed for each of its shards.
+DRAWN = [part for run in RUNS.index for part in ([f"{run}/{first}" for first, _ in SHARDS[run]] if run in SPLIT else [run])]
+
+
 rule sample:
     input:
         unet=unet,
@@ -24,24 +31,65 @@ rule sample:
         # Whatever is wrong with an asset shows before the first of the long jobs.
         assets=[ancient(asset) for asset in ASSETS],
     output:
-        samples=f"{RESULTS}/samples/{{run}}.npz",
-        provenance=f"{RESULTS}/samples/{{run}}.json",
+        # Not removed before the job: where a run grows, it draws only what is not there.
+        samples=update(f"{RESULTS}/samples/{{run}}.npz"),
+        provenance=update(f"{RESULTS}/samples/{{run}}.json"),
     log:
         f"{RESULTS}/logs/sample/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/sample/{{run}}.tsv"
     wildcard_constraints:
-        run="|".join(RUNS.index),
+        run=one_of(set(RUNS.index) - set(SPLIT)),
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "sample"),
+        gpu=GPU,
     params:
         command=dag("sample"),
         scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
+        seeds="",
         stamp=run_stamp,
     shell:
-        "{params.command} --run {wildcards.run} --unet {input.unet} --heads {input.heads}"
+        "{params.command} --run {wildcards.run} {params.seeds} --unet {input.unet} --heads {input.heads}"
         " --prior {input.prior} {params.scale} --out {output.samples} 2> {log}"
+
+
+# A run that compute.shard_size splits: the same job for each of its seed ranges, then one file of them all.
+use rule sample as sample_shard with:
+    output:
+        samples=update(f"{RESULTS}/samples/{{run}}/{{first}}.npz"),
+        provenance=update(f"{RESULTS}/samples/{{run}}/{{first}}.json"),
+    log:
+        f"{RESULTS}/logs/sample/{{run}}/{{first}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/sample/{{run}}/{{first}}.tsv"
+    wildcard_constraints:
+        run=one_of(SPLIT),
+        first=r"\d+",
+    params:
+        command=dag("sample"),
+        scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
+        seeds=lambda w: "--first {} --stop {}".format(*next(shard for shard in SHARDS[w.run] if shard[0] == int(w.first))),
+        stamp=shard_stamp,
+
+
+rule join:
+    input:
+        lambda w: [f"{RESULTS}/samples/{w.run}/{first}.npz" for first, _ in SHARDS[w.run]],
+    output:
+        samples=f"{RESULTS}/samples/{{run}}.npz",
+        provenance=f"{RESULTS}/samples/{{run}}.json",
+    log:
+        f"{RESULTS}/logs/join/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/join/{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(SPLIT),
+    params:
+        command=dag("join"),
+        stamp=stamp("shards"),
+    shell:
+        "{params.command} --run {wildcards.run} --parts {input} --out {output.samples} 2> {log}"
 
 
 TRAJECTORY = config["figures"]["guided"]
@@ -62,7 +110,8 @@ rule trajectory:
         f"{RESULTS}/benchmarks/trajectory/trajectory.tsv"
     threads: 1
     resources:
-        gpu=1,
+        **asked(STUDY, "trajectory"),
+        gpu=GPU,
     params:
         command=dag("trajectory"),
         run=TRAJECTORY,

@@ -1,0 +1,74 @@
+"""What a job asks of a cluster: memory and time, computed from image size, networks, batch and counts. Knows no torch.
+
+Upper estimates: a scheduler kills what asks for too little. Each further attempt of a job asks for that many times as much.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dag.stages.study import Study
+
+START_MIB = 1500  # Python with torch and diffusers, and a network of this study: about half of it
+# Activations kept for the gradient, float32, in arrays of a ResNet's output. The 256x256 U-Net of guided-diffusion, 4.8 GiB an image, has 10.8.
+ARRAYS_PER_RESNET = 11
+_PICTURE = 40 / 2**20  # MiB a pixel of a picture with depth: uint8 and float32, drawn at twice the side
+_WHOLE_SPLIT = 1000  # pictures, where the config leaves it to the dataset
+START_MINUTES, MARGIN = 10, 2
+
+
+def asked(study: Study, stage: str, side: int | None = None) -> dict:
+    """`mem_mb` and `runtime` (minutes) of a stage's job, as functions of `attempt`. side: of the images, where it is not the domain's."""
+    mib, gflop = _needs(study, stage, side or study["domain"]["size"])
+    minutes = START_MINUTES + MARGIN * gflop / study.compute["gflops"] / 60
+    return {"mem_mb": lambda wildcards, attempt: attempt * math.ceil(mib), "runtime": lambda wildcards, attempt: attempt * math.ceil(minutes)}
+
+
+def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
+    """MiB and 10^9 operations."""
+    batch, unet = study["sampling"]["batch_size"], study.unet_architecture()
+    counts = {name: use.count or _WHOLE_SPLIT for name, use in study.uses.items()}
+    longest = int(study.runs.n.max())
+    shard = min(longest, study.compute["shard_size"] or longest)
+    forward, kept = operations(unet, size), activations(unet, size)
+    if stage == "prepare":
+        largest = max(count for name, count in counts.items() if name != "unet")  # whose scenes are drawn as they are needed
+        return START_MIB + largest * _PICTURE * size**2, largest * size**2 * 5e-5
+    if stage in ("sample", "trajectory"):
+        # A guided step: the U-Net forward and, to x, backward, and less than that again for heads and prior.
+        return START_MIB + batch * kept, int(study.runs.steps.max()) * shard * 4 * forward
+    if stage == "features":
+        levels = max(count * levels for count, levels in study["heads"]["labels"].items())
+        return START_MIB + batch * kept, levels * forward
+    if stage == "describe":
+        most = max(longest, counts["reference"])
+        return START_MIB + batch * kept + most * _PICTURE * size**2, most * (forward + 2)
+    if stage == "heads":
+        recipe, width = study["heads"]["training"], study["heads"]["width"]
+        layers = len(study["heads"]["strong"]) + study["heads"]["layers"] + 1
+        per_image = size**2 * width * layers
+        return START_MIB + recipe["batch_size"] * per_image * 40 / 2**20, recipe["steps"] * recipe["batch_size"] * 6 * per_image * width / 1e9
+    section = {"train_unet": "unet"}.get(stage, stage)
+    if "training" not in study[section]:  # a pretrained network is taken as it is
+        return START_MIB, 0
+    recipe, architecture = study[section]["training"], study[section]["architecture"]
+    if "layers_per_block" not in architecture:  # an encoder of classification: about as large as the U-Net
+        architecture = unet
+    data = 0 if stage == "train_unet" else counts.get(stage, 0) * _PICTURE * size**2
+    trainings = study["downstream"]["seeds"] if stage == "downstream" else 1
+    # Each process of a training has its own Python.
+    memory = START_MIB * recipe.get("processes", 1) + data + 2 * recipe["batch_size"] * activations(architecture, size)
+    return memory, trainings * recipe["steps"] * recipe["batch_size"] * 3 * operations(architecture, size)
+
+
+def activations(architecture: dict, size: int) -> float:
+    """MiB that a U-Net keeps for the gradient of one image."""
+    resnets = 2 * architecture["layers_per_block"] + 1
+    values = sum((size >> level) ** 2 * channels for level, channels in enumerate(architecture["block_out_channels"]))
+    return values * resnets * ARRAYS_PER_RESNET * 4 / 2**20
+
+
+def operations(architecture: dict, size: int) -> float:
+    """10^9 operations of one image's forward pass: two 3x3 convolutions a ResNet, whose first sees twice the channels in the decoder."""
+    encoder, decoder = architecture["layers_per_block"], architecture["layers_per_block"] + 1
+    return sum((size >> level) ** 2 * channels**2 * (encoder * 36 + decoder * 54) / 1e9 for level, channels in enumerate(architecture["block_out_channels"]))

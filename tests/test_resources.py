@@ -1,0 +1,54 @@
+"""Memory and time that jobs ask for: what they grow with, against a U-Net of known size, and every stage of both shipped studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dag.__main__ import ON_DEVICE
+from dag.stages.resources import activations, asked, operations
+from dag.stages.study import Study
+
+ROOT = Path(__file__).parent.parent
+# guided-diffusion's U-Net for LSUN at 256x256: 4.83 GiB of activations an image, measured with autograd's saved tensors.
+ADM = {"block_out_channels": [256, 256, 512, 512, 1024, 1024], "layers_per_block": 2}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def study(name: str = "smoke", **compute) -> Study:
+    config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    return Study({**config, "compute": compute})
+
+
+def test_a_unet_of_known_size_is_estimated_well():
+    assert activations(ADM, 256) == pytest.approx(4.83 * 1024, rel=0.1)
+    assert activations(ADM, 128) == pytest.approx(activations(ADM, 256) / 4)
+    assert operations(ADM, 128) == pytest.approx(operations(ADM, 256) / 4)
+
+
+@pytest.mark.parametrize("stage", sorted({"prepare", "train_unet", *ON_DEVICE} - {"pretrain"}))
+def test_every_further_attempt_asks_for_more(stage):
+    for name in ("smoke", "rooms"):
+        needs = asked(study(name), stage)
+        for key, least in (("mem_mb", 1500), ("runtime", 10)):
+            first, third = needs[key](None, 1), needs[key](None, 3)
+            assert type(first) is int
+            assert first >= least
+            assert third == 3 * first
+
+
+def test_time_shrinks_with_shards_and_speed():
+    def minutes(**compute) -> int:
+        return asked(study("rooms", **compute), "sample")["runtime"](None, 1)
+
+    assert minutes() > minutes(shard_size=64) > 10
+    assert minutes() > minutes(gflops=1000) > 10
+    made = study("rooms")
+    made["sampling"]["batch_size"] *= 4
+    assert asked(made, "sample")["mem_mb"](None, 1) > asked(study("rooms"), "sample")["mem_mb"](None, 1)

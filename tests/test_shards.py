@@ -1,0 +1,206 @@
+"""Samples of a run in parts: kept batches, runs that grow, shards, and what is refused. Bits must not tell how a run was drawn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dag.diffusion import Diffusion
+from dag.heads import build_heads
+from dag.interruption import Interrupted
+from dag.stages import sampling
+from dag.stages.shards import join, split
+from dag.stages.study import Study, StudyError
+from dag.unet import feature_shapes
+from dag.weights import load_unet, save_module, save_unet
+
+ROOT = Path(__file__).parent.parent
+
+
+def study(n: int = 20, *, study_seed: int = 3, **row) -> Study:
+    """The smoke study, whose run `both` has n samples from seed 3 in batches of 4; other columns as given."""
+    os.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    config["sampling"]["batch_size"] = 4
+    made = Study(config)
+    for key, value in {"n": n, "first_seed": study_seed, "steps": 2, "w_dc": 30, "w_dp": 30, "prior": 8, **row}.items():
+        made.runs.at["both", key] = value
+    return made
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    """Networks with random weights."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    folder, made = tmp_path_factory.mktemp("networks"), study()
+    torch.manual_seed(0)
+    save_unet(UNet2DModel(sample_size=16, **made["unet"]["architecture"]), folder / "unet", prediction_type="v_prediction", diffusion=Diffusion())
+    prior = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **made["prior"]["architecture"])
+    save_unet(prior, folder / "prior", prediction_type="v_prediction", diffusion=Diffusion())
+    channels = {b: shape[0] for b, shape in feature_shapes(load_unet(folder / "unet")[0], 16).items()}
+    blocks = {"strong": made["heads"]["strong"], "weak": made["heads"]["weak"]}
+    sizes = {"width": 4, "layers": 1, "time_width": 4}
+    used = {b: channels[b] for b in sorted({*blocks["strong"], *blocks["weak"]})}
+    save_module(build_heads(blocks, used, **sizes), {"blocks": blocks, "channels": used, "sizes": sizes}, folder / "heads.safetensors")
+    return {"unet": folder / "unet", "prior": folder / "prior", "heads": folder / "heads.safetensors"}
+
+
+def draw(files: dict, out: Path, made: Study | None = None, **seeds) -> dict[str, np.ndarray]:
+    sampling.sample(made or study(), run="both", out=out, **files, **seeds)
+    with np.load(out) as file:
+        return dict(file)
+
+
+def same(a: dict, b: dict) -> bool:
+    return list(a) == list(b) and all(np.array_equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+@pytest.fixture(scope="module")
+def whole(files, tmp_path_factory) -> dict[str, np.ndarray]:
+    return draw(files, tmp_path_factory.mktemp("whole") / "both.npz")
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """First seeds of the batches that are really drawn."""
+    firsts, trace = [], sampling.trace
+
+    def watched(row, predict, diffusion, size, seeds, *rest):
+        firsts.append(seeds[0])
+        return trace(row, predict, diffusion, size, seeds, *rest)
+
+    monkeypatch.setattr(sampling, "trace", watched)
+    return firsts
+
+
+def test_a_run_has_its_seeds_and_telemetry(whole):
+    assert whole["images"].shape == (20, 16, 16, 3)
+    assert whole["seeds"].tolist() == list(range(3, 23))
+    assert whole["grad_rms"].shape == (len(whole["t"]), 20) == (2, 20)
+    assert (whole["grad_rms"] > 0).all()
+
+
+def interrupted(files: dict, out: Path, monkeypatch, at: int, **seeds) -> None:
+    """Draw until the batch of seed `at`, in whose first step a signal comes."""
+    watch = sampling._telemetry
+
+    def telemetry(step):
+        if step.x_t.shape and draws[-1] == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return watch(step)
+
+    draws, trace = [], sampling.trace
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "_telemetry", telemetry)
+        patch.setattr(sampling, "trace", lambda row, p, d, s, batch, *rest: draws.append(batch[0]) or trace(row, p, d, s, batch, *rest))
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            draw(files, out, **seeds)
+
+
+def test_an_interrupted_run_keeps_its_batches_and_its_bits(files, whole, tmp_path, monkeypatch, traced):
+    out = tmp_path / "both.npz"
+    for at in (7, 15):
+        interrupted(files, out, monkeypatch, at)
+        assert not out.exists()
+    done, traced[:] = list(traced), []
+    assert done == [3, 7, 7, 11, 15]
+    assert same(draw(files, out), whole)
+    assert traced == [15, 19]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["both.json", "both.npz"]
+
+
+def test_a_torn_batch_is_drawn_again(files, whole, tmp_path, monkeypatch, traced):
+    out = tmp_path / "both.npz"
+    interrupted(files, out, monkeypatch, 19)
+    batches = sorted((tmp_path / ".both").glob("*.npz"))
+    assert len(batches) == 4
+    data = bytearray(batches[0].read_bytes())
+    data[len(data) // 2] ^= 1  # one bit, which zip's checksum finds
+    batches[0].write_bytes(data)
+    batches[1].write_bytes(batches[1].read_bytes()[:100])
+    batches[2].with_suffix(".json").write_text("{")
+    traced.clear()
+    with pytest.warns(UserWarning, match="drawn again"):
+        assert same(draw(files, out), whole)
+    assert len(traced) == 4
+
+
+def test_batches_of_other_settings_are_not_taken(files, whole, tmp_path, monkeypatch, traced):
+    out = tmp_path / "both.npz"
+    interrupted(files, out, monkeypatch, 19)
+    traced.clear()
+    with pytest.warns(UserWarning, match="another recipe; drawn again"):
+        other = draw(files, out, study(w_dc=31))
+    assert len(traced) == 5
+    assert not np.array_equal(other["images"], whole["images"])
+
+
+@pytest.mark.parametrize(("before", "again"), [(8, [11, 15, 19]), (10, [11, 15, 19]), (20, [])])
+def test_a_run_that_grows_draws_only_new_batches(files, whole, tmp_path, traced, before, again):
+    """An unfinished last batch (seeds 11 and 12 of ten) is drawn as the whole one that an undisturbed run has."""
+    out = tmp_path / "both.npz"
+    first = draw(files, out, study(before))
+    assert np.array_equal(first["seeds"], whole["seeds"][:before])
+    traced.clear()
+    assert same(draw(files, out), whole)
+    assert traced == again
+    record = json.loads((tmp_path / "both.json").read_text())
+    assert record["seeds"] == [3, 20]
+    assert record["seconds_per_sample"] > 0
+
+
+def test_a_run_that_shrinks_draws_nothing(files, whole, tmp_path, traced):
+    out = tmp_path / "both.npz"
+    draw(files, out)
+    traced.clear()
+    fewer = draw(files, out, study(8))
+    assert traced == []
+    assert np.array_equal(fewer["images"], whole["images"][:8])
+    assert np.array_equal(fewer["grad_rms"], whole["grad_rms"][:, :8])
+
+
+@pytest.mark.parametrize("size", [4, 12])
+def test_shards_join_to_the_same_bits(files, whole, tmp_path, size):
+    parts = []
+    for first, stop in split(3, 20, size):
+        parts.append(tmp_path / "both" / f"{first}.npz")
+        draw(files, parts[-1], first=first, stop=stop)
+    out = tmp_path / "both.npz"
+    join(study(), run="both", parts=parts[::-1], out=out)
+    with np.load(out) as file:
+        assert same(dict(file), whole)
+    one, other = (json.loads(p.with_suffix(".json").read_text()) for p in (parts[0], out))
+    assert other["run"] == one["run"]
+    assert other["unet_gradients"] == 2
+
+
+def test_shards_that_do_not_fit_are_refused(files, tmp_path):
+    parts = [tmp_path / f"{first}.npz" for first in (3, 11, 15)]
+    for path, (first, stop) in zip(parts, [(3, 15), (11, 15), (15, 23)], strict=True):
+        draw(files, path, first=first, stop=stop)
+    with pytest.raises(ValueError, match=r"11\.npz: its seeds 11 to 14 overlap those of .*3\.npz, 3 to 14; shards must not share seeds"):
+        join(study(), run="both", parts=parts, out=tmp_path / "out.npz")
+    with pytest.raises(ValueError, match=r"out\.npz: its shards have the seeds 11 to 14, 15 to 22, expected 3 to 22 of run 'both'"):
+        join(study(), run="both", parts=parts[1:], out=tmp_path / "out.npz")
+    with pytest.warns(UserWarning, match="drawn again"):
+        draw(files, parts[2], study(rule="mean"), first=15, stop=23)
+    with pytest.raises(ValueError, match=r"15\.npz: drawn by another recipe than .*3\.npz; remove it"):
+        join(study(), run="both", parts=[parts[0], parts[2]], out=tmp_path / "out.npz")
+    parts[2].write_bytes(parts[2].read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"15\.npz: not a whole \.npz file"):
+        join(study(), run="both", parts=[parts[0], parts[2]], out=tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_shard_of_half_batches_is_refused():
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    with pytest.raises(StudyError, match=r"compute\.shard_size is 12, expected a multiple of sampling\.batch_size 8"):
+        Study({**config, "compute": {"shard_size": 12}})
