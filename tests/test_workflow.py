@@ -32,6 +32,7 @@ def test_smoke_study_makes_every_table_and_figure(study):
     for name in ("fig3", "fig4a", "fig4b", "fig5", "fig6", "fig8", "samples"):
         for kind in ("png", "svg"):
             assert (results / "figures" / f"{name}.{kind}").stat().st_size > 0
+    assert "<title>Depth-aware guidance: study smoke</title>" in (results / "index.html").read_text()
     table = pd.read_csv(results / "tables" / "table1_guidance.csv")
     assert {"dfid", "dfid_low", "dfid_high", "fid", "fid_low", "fid_high", "n", "seconds_per_sample"} <= set(table.columns)
     assert {"baseline", "dpg", "dcg"} <= set(table.run)

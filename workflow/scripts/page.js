@@ -135,6 +135,7 @@ function chooseSeed(at, focus = false) {
 
 function setUpGallery() {
   $("run").max = gallery.runs.length - 1;
+  $("stage").style.setProperty("--stops", gallery.runs.length);
   $("run").addEventListener("input", (event) => { state.run = Number(event.target.value); showTile(); });
   gallery.runs.forEach((run, at) => {
     const button = document.createElement("button");
@@ -160,12 +161,11 @@ function setUpGallery() {
     event.preventDefault();
     chooseSeed(state.seed + by, true);
   });
-  let visible = true;
-  new IntersectionObserver((entries) => { visible = entries[0].isIntersecting; }).observe($("stage"));
+  const visible = () => { const box = $("stage").getBoundingClientRect(); return box.bottom > 0 && box.top < window.innerHeight; };
   document.addEventListener("keydown", (event) => {
     const here = document.activeElement;
     const free = here === document.body || here === $("stage") || $("run-stops").contains(here);
-    if (!free || !visible || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (!free || !visible() || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (event.key === "ArrowLeft" || event.key === "ArrowRight") flip(event.key === "ArrowRight" ? 1 : -1);
     // Up and down scroll the page unless the pictures have been chosen.
     else if (here !== document.body && (event.key === "ArrowUp" || event.key === "ArrowDown")) chooseSeed(state.seed + (event.key === "ArrowDown" ? 1 : -1));
@@ -204,7 +204,7 @@ function setUpSweep() {
   };
   const verdict = (stop) => (stop.dfid_diff === null || stop.dfid_diff_low * stop.dfid_diff_high <= 0 ? "noise" : stop.dfid_diff < 0 ? "better" : "worse");
   const full = (stop) => ["w_dc", "w_dp"].filter((key) => stop[key]).map((key) => `${key} = ${stop[key]}`).join(", ") || "unguided";
-  const number = (value) => value.toFixed(3);
+  const number = (value, metric = "dfid") => value.toFixed(sweep.digits[metric]);
 
   async function show() {
     const stop = sweep.stops[chosen.way.runs[chosen.at]];
@@ -214,7 +214,7 @@ function setUpSweep() {
     $("sweep-tiles").setAttribute("aria-label", `Images and depth of ${sweep.seeds.length} seeds, ${full(stop)}`);
     [...$("levels").children].forEach((row, at) => row.firstChild.setAttribute("aria-pressed", at === chosen.at));
     const change = stop.dfid_diff === null ? "the baseline" : `Δ ${signed(stop.dfid_diff)} [${signed(stop.dfid_diff_low)}, ${signed(stop.dfid_diff_high)}]`;
-    $("weight-readout").textContent = `dFID ${number(stop.dfid)} [${number(stop.dfid_low)}, ${number(stop.dfid_high)}], ${change}; FID ${number(stop.fid)} [${number(stop.fid_low)}, ${number(stop.fid_high)}]`;
+    $("weight-readout").textContent = `dFID ${number(stop.dfid)} [${number(stop.dfid_low)}, ${number(stop.dfid_high)}], ${change}; FID ${number(stop.fid, "fid")} [${number(stop.fid_low, "fid")}, ${number(stop.fid_high, "fid")}]`;
     document.body.dataset.weight = stop.run;
     await Promise.all(pictured.map(async ([image, depth], tile) => {
       await paintTile(image, stop.images, tile, sweep.size);
@@ -222,7 +222,7 @@ function setUpSweep() {
     }));
   }
 
-  function signed(value) { return (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3); }
+  function signed(value) { return (value < 0 ? "−" : "+") + number(Math.abs(value)); }
 
   function takeWay(way) {
     chosen.way = way;

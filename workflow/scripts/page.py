@@ -122,9 +122,10 @@ def smallest(png: str) -> str:
     return page_pictures.data_uri(vector, "image/svg+xml") if len(vector) <= len(aside) else page_pictures.data_uri(aside, "image/webp")
 
 
-def _place(table: page_tables.ShownTable) -> tuple[int, str]:
-    """The paper's tables first, then the numbers behind its figures, then what is beyond the paper."""
-    return next((at for at, start in enumerate(("table", "fig")) if re.match(start + r"\d", table.name)), 2), table.name
+def _place(table: page_tables.ShownTable) -> tuple[int, bool, str]:
+    """The paper's tables first, then the numbers behind its figures, then what is beyond the paper; what has no number of its own comes later."""
+    group = next((at for at, start in enumerate(("Table", "Fig.")) if re.match(rf"{start} \d\w*:", table.caption)), 2)
+    return group, group == 2 and not table.name.startswith("table"), table.name
 
 
 def _captions(paths: Sequence[str], config: dict) -> dict[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from table_format import decimals
 
 COLUMNS = 16
 KINDS = {(False, False): "Baseline", (False, True): "DPG", (True, False): "DCG", (True, True): "Both"}
@@ -90,7 +91,8 @@ def sweep(table: pd.DataFrame, samples: Mapping[str, str | Path], judged: Mappin
     names = {"w_dc": "w_dc alone", "w_dp": "w_dp alone", "both": "both"}
     ways = [{"key": key, "name": name, "runs": unguided + list(table.loc[table["sweep"] == key, "run"])} for key, name in names.items()]
     ways = [way for way in ways if len(way["runs"]) > len(unguided)]
-    return {"seeds": loaded["seeds"], "size": loaded["size"], "range": limits, "ways": ways, "stops": stops}
+    digits = {metric: decimals(table[metric]) for metric in ("dfid", "fid")}
+    return {"seeds": loaded["seeds"], "size": loaded["size"], "range": limits, "ways": ways, "stops": stops, "digits": digits}
 
 
 def trajectory(path: str | Path) -> dict:
