@@ -211,9 +211,17 @@ def test_what_has_no_pairs_counts_when_intervals_are_apart():
             {"head": ["strong", "weak"], "labels": 10, "t": 50, "abs_rel": values, "abs_rel_low": values - 0.02, "abs_rel_high": values + 0.02}
         )
         labels = dataclasses.replace(table(run=[]), name="fig4b_labels", frame=frame)
-        found = page_summary.findings({"fig4b_labels": labels}, sheet(["baseline"]), 10, None)
+        found = page_summary.findings({"fig4b_labels": labels}, sheet(["baseline"]), 10, {})
         assert [f.verdict for f in found] == [verdict]
         assert "strong head, 10 labels" in found[0].what
+
+
+def test_depth_networks_are_compared_with_those_of_likewise_labelled_unguided_samples():
+    import page
+
+    sources = {"unguided": "baseline", "dag": "both", "dag_judged": {"run": "both", "labels": "judged"}, "u_judged": {"run": "baseline", "labels": "judged"}}
+    pairs = page._pairs({"labels": "strong", "sources": sources}, sheet(["baseline", "both"]))
+    assert pairs == {"dag": "unguided", "dag_judged": "u_judged"}
 
 
 def test_every_sentence_has_the_numbers_of_its_table(html):

@@ -179,9 +179,7 @@ def _records(runs: pd.DataFrame, provenance: Mapping[str, dict]) -> dict[str, di
 
 def _summary(tables: Mapping[str, page_tables.ShownTable], runs: pd.DataFrame, config: dict) -> dict:
     """Headline, findings by verdict, and the differences of table 1 as bars on a common scale."""
-    sources = config["downstream"]["sources"]
-    unguided = next((name for name, run in sources.items() if run in runs.index and not page_pictures.weights(runs.loc[run])), None)
-    found = page_summary.findings(tables, runs, config["heads"]["guide"], unguided)
+    found = page_summary.findings(tables, runs, config["heads"]["guide"], _pairs(config["downstream"], runs))
     first = tables.get("table1_guidance")
     shown = page_summary.differences(first, runs) if first else []
     bars = [_bars(metric, [d for d in shown if d.metric == metric]) for metric in dict.fromkeys(d.metric for d in shown)]
@@ -193,6 +191,19 @@ def _summary(tables: Mapping[str, page_tables.ShownTable], runs: pd.DataFrame, c
         "shorts": {table.name: table.short for table in tables.values()},
         "floor": _floor(first) if first else [],
     }
+
+
+def _pairs(downstream: dict, runs: pd.DataFrame) -> dict[str, str]:
+    """Of table 4: each source of guided samples with that of unguided samples that were labelled likewise."""
+    sources = {name: entry if isinstance(entry, dict) else {"run": entry} for name, entry in downstream["sources"].items()}
+    labels = {name: entry.get("labels", downstream["labels"]) for name, entry in sources.items()}
+    guided = {name: bool(page_pictures.weights(runs.loc[entry["run"]])) for name, entry in sources.items() if entry["run"] in runs.index}
+    pairs = {}
+    for name in guided:
+        plain = [other for other in guided if not guided[other] and labels[other] == labels[name]]
+        if guided[name] and plain:
+            pairs[name] = plain[0]
+    return pairs
 
 
 def _floor(table: page_tables.ShownTable) -> list[str]:

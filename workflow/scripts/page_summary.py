@@ -114,15 +114,16 @@ def headline(found: list[Difference]) -> str:
     return f"{lead}{': ' + ', '.join(rest) if rest else ''}."
 
 
-def findings(tables: Mapping[str, ShownTable], runs: pd.DataFrame, guide_labels: int, unguided: str | None) -> list[Finding]:
-    """All that can be said, by verdict. guide_labels: label count of the heads that guide. unguided: table 4's source of unguided samples."""
+def findings(tables: Mapping[str, ShownTable], runs: pd.DataFrame, guide_labels: int, pairs: Mapping[str, str]) -> list[Finding]:
+    """All that can be said, by verdict. guide_labels: label count of the heads that guide. pairs: of table 4, source of guided samples:
+    source of unguided ones."""
     said, found = set(), []
     for table in tables.values():
         # A run that two tables show is told of once.
         new = [d for d in differences(table, runs) if (d.run, d.metric, d.diff_text) not in said]
         said |= {(d.run, d.metric, d.diff_text) for d in new}
         found += _told(table, new)
-    of_depth = {"fig4a_blocks": (_blocks,), "fig4b_labels": (_labels, guide_labels), "table4_downstream": (_downstream, unguided)}
+    of_depth = {"fig4a_blocks": (_blocks,), "fig4b_labels": (_labels, guide_labels), "table4_downstream": (_downstream, pairs)}
     for name, (tell, *more) in of_depth.items():
         if name in tables:
             found += tell(tables[name], *more)
@@ -185,13 +186,12 @@ def _labels(table: ShownTable, guide: int) -> Iterator[Finding]:
         yield _compared(table, which, at["strong", most, levels[0]], at["strong", guide, levels[0]])
 
 
-def _downstream(table: ShownTable, unguided: str | None) -> Iterator[Finding]:
-    """Networks trained on guided samples beside the one trained on unguided samples, under each alignment."""
+def _downstream(table: ShownTable, pairs: Mapping[str, str]) -> Iterator[Finding]:
+    """Networks trained on guided samples beside those trained on unguided samples, under each alignment."""
     for alignment, rows in table.frame.groupby("alignment", sort=False):
         by_source = {row["source"]: row for row in rows.to_dict("records")}
-        if unguided not in by_source:
-            continue
-        for source in [name for name in by_source if name not in (unguided, "reference", "constant")]:
-            how = {"none": "no alignment"}.get(alignment, f"{alignment.replace('_', ' and ')} alignment")
-            which = f"depth network trained on samples of {source}, {how}, against {unguided}"
-            yield _compared(table, which, by_source[source], by_source[unguided])
+        for source, unguided in pairs.items():
+            if {source, unguided} <= by_source.keys():
+                how = {"none": "no alignment"}.get(alignment, f"{alignment.replace('_', ' and ')} alignment")
+                which = f"depth network trained on samples of {source}, {how}, against {unguided}"
+                yield _compared(table, which, by_source[source], by_source[unguided])
