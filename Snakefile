@@ -31,6 +31,7 @@ rule all:
         MEASUREMENTS,
         TABLES,
         FIGURES,
+        NEIGHBOURS,
         f"{RESULTS}/timings.md",
         f"{RESULTS}/index.html",
         f"{RESULTS}/manifest.json",

@@ -46,9 +46,11 @@ TABLES = expand(
 )
 FIGURES = expand(
     f"{RESULTS}/figures/{{figure}}.{{kind}}",
-    figure=["fig3", "fig4a", "fig4b", "fig5", "fig6", "samples"] + ["fig8"] * bool(SWEEP) + ["neighbours"] * MEMORY,
+    figure=["fig3", "fig4a", "fig4b", "fig5", "fig6", "samples"] + ["fig8"] * bool(SWEEP),
     kind=["png", "svg"],
 )
+# On no page: it shows training pictures.
+NEIGHBOURS = expand(f"{RESULTS}/figures/neighbours.{{kind}}", kind=["png", "svg"] * MEMORY)
 DOWNSTREAM = ["reference", *config["downstream"]["sources"], "constant"]
 # The job of every file that the tables and figures stand on.
 JOBS = [
@@ -355,7 +357,6 @@ rule figure_samples:
         "../scripts/figure_samples.py"
 
 
-# Shows training pictures: of a dataset that must not be passed on, it stays out of the repository.
 rule figure_neighbours:
     input:
         reference=f"{RESULTS}/judged/reference.npz",
