@@ -1,4 +1,4 @@
-"""What a config may not say of its networks: found before anything runs, where a job would fail or a key would say nothing. Knows no torch."""
+"""What a config may not say of its networks, and whether their files are whole: found before anything runs. Knows no torch."""
 
 from __future__ import annotations
 
@@ -72,3 +72,14 @@ def _prediction_type(folder: Path) -> str | None:
             except (ValueError, AttributeError):
                 return None  # whoever loads the U-Net says what is wrong with the file
     return None
+
+
+def safetensors_size(file: Path) -> int | None:
+    """Length of a whole file by its own header; None where there is no header."""
+    with open(file, "rb") as stream:
+        try:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, 1 << 27)))
+            return 8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return None

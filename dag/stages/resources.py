@@ -15,6 +15,8 @@ ARRAYS_PER_RESNET = 11
 _PICTURE = 40 / 2**20  # MiB a pixel of a picture with depth: uint8 and float32, drawn at twice the side
 _WHOLE_SPLIT = 1000  # pictures, where the config leaves it to the dataset
 START_MINUTES, MARGIN = 10, 2
+# A depth network of transformers, as large as Intel/dpt-large: 344 M float32 parameters, and two operations each for 577 patches and the decoder.
+_LABELLER_MIB, _LABELLER_GFLOP = 4000, 800
 
 
 def asked(study: Study, stage: str, side: int | None = None) -> dict:
@@ -34,6 +36,9 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     if stage == "prepare":
         largest = max(count for name, count in counts.items() if name != "unet")  # whose scenes are drawn as they are needed
         return START_MIB + largest * _PICTURE * size**2, largest * size**2 * 5e-5
+    if stage == "label":
+        largest = max(count for name, count in counts.items() if name != "unet")
+        return START_MIB + _LABELLER_MIB + largest * _PICTURE * size**2, largest * _LABELLER_GFLOP
     if stage in ("sample", "trajectory"):
         # A guided step: the U-Net forward and, to x, backward, and less than that again for heads and prior.
         return START_MIB + batch * kept, int(study.runs.steps.max()) * shard * 4 * forward

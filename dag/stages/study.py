@@ -13,7 +13,7 @@ import yaml
 
 from dag.data.domain import DOMAINS, check
 from dag.stages.artefacts import PACKAGE, digest, writing
-from dag.stages.networks import faults
+from dag.stages.networks import faults, safetensors_size
 
 # In a checkout they lie with the workflow, in an installed package with the package.
 SCHEMAS = next(folder for folder in (PACKAGE.parent / "workflow" / "schemas", PACKAGE / "schemas") if folder.is_dir())
@@ -221,7 +221,7 @@ class Study:
         if not files:
             raise StudyError(f"{self.source}: unet.path is {path}, a folder without weights (*.safetensors or *.bin)")
         for file in [f for f in files if f.suffix == ".safetensors"]:
-            size, expected = file.stat().st_size, _safetensors_size(file)
+            size, expected = file.stat().st_size, safetensors_size(file)
             if size != expected:
                 wanted = "the header of a safetensors file" if expected is None else expected
                 raise StudyError(f"{file}: {size} bytes, expected {wanted}: the file is damaged; fetch it again (git checkout -- {file})")
@@ -327,17 +327,6 @@ def span(text) -> tuple[int, int]:
 def decoder_block_count(architecture: dict) -> int:
     """One block per decoder ResNet: every level has layers_per_block + 1."""
     return len(architecture["block_out_channels"]) * (architecture["layers_per_block"] + 1)
-
-
-def _safetensors_size(file: Path) -> int | None:
-    """Length of a whole file by its own header; None where there is no header."""
-    with open(file, "rb") as stream:
-        try:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, 1 << 27)))
-            return 8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return None
 
 
 def _number(text: str):

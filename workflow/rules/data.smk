@@ -45,6 +45,7 @@ if LABELLED:
             use="|".join(USES),
         threads: 1
         resources:
+            **asked(STUDY, "label"),
             gpu=GPU,
         params:
             command=dag("label"),
