@@ -71,7 +71,6 @@ OWN_WORDS = {
     ("convert", "source"): "a guided-diffusion .pt, a diffusers folder or hub name, or a .safetensors of this project",
     ("downstream", "judged"): "described pictures whose depth labels them (.npz); without it they carry their own",
     ("label", "pictures"): "pictures without depth, of `dag prepare` (.npz)",
-    ("known_answers", "reference"): "reference pictures with depth (.npz)",
 }
 _UNET, _HEADS, _PRIOR = "results/smoke/models/unet", "results/smoke/models/heads/labels10.safetensors", "results/smoke/models/prior16"
 _DATA, _JUDGED, _METRICS = "results/smoke/data", "results/smoke/judged", "results/smoke/metrics"
@@ -96,7 +95,7 @@ EXAMPLES = {
     "scale": f"--distances {_METRICS}/sweep.csv --out scale.json",
     "runs": "--provenance results/smoke/samples/baseline.json results/smoke/samples/dcg.json --out runs.csv",
     "geometry": f"--runs baseline dcg --judged {_JUDGED}/baseline.npz {_JUDGED}/dcg.npz --heldout {_DATA}/heldout.npz --out geometry.csv",
-    "known_answers": f"--heldout {_DATA}/heldout.npz --reference {_DATA}/reference.npz --out known_answers.csv",
+    "known_answers": f"--heldout {_DATA}/heldout.npz --out known_answers.csv",
     "downstream": f"--source dag --pictures results/smoke/samples/both.npz --test {_DATA}/test.npz --judged {_JUDGED}/both.npz --out dag.csv",
     "plan": "--gpus config/gpus.tsv --out plan.md",
     "convert": "models/rooms32 rooms32-flat --precision fp32",

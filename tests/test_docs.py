@@ -71,7 +71,7 @@ def test_the_map_is_the_workflows():
     text = (ROOT / "docs" / "workflow.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^    (\w+) --> ", text, re.MULTILINE)) | set(re.findall(r" --> (\w+)$", text, re.MULTILINE))
     sources = [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]
-    rules = {name for source in sources for name in re.findall(r"^rule (\w+):", source.read_text(), re.MULTILINE)}
+    rules = {name for source in sources for name in re.findall(r"^ *rule (\w+):", source.read_text(), re.MULTILINE)}
     lost = {name for name in ASIDE if name not in rules}
     assert not lost, f"no such rules: {lost}"
     # Rules whose only neighbours are gathering ones are not drawn.

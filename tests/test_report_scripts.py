@@ -480,6 +480,7 @@ sys.path.insert(0, "{root}")
 configfile: "{root}/config/rooms.yaml"
 RESULTS = "results"
 facts = {{"unet_architecture": lambda self: config["unet"]["architecture"], "baseline_of": lambda self, run: None, "weights_hash": lambda self: "feed"}}
+facts |= {{"drawn": True, "downstream_protocol": lambda self: "no crop", "labels_of": lambda self, source: "strong", "run_hash": lambda self, run: "f00d", "section_hash": lambda self, *keys: "cafe"}}
 STUDY = type("Study", (), facts)()
 RUNS = pd.read_csv("results/metrics/runs.csv", index_col="run", keep_default_na=False)
 
@@ -492,7 +493,16 @@ def prior_name(run):
     return RUNS.prior[run]
 
 
+def dag(stage):
+    return stage
+
+
+def stamp(stage, *sections):
+    return stage
+
+
 SWEEP = measured("fig8")
+USES, DRAWN, SPLIT, LABELLED, IMPORTED = list(config["data"]), list(RUNS.index), [], False, False
 USES, LABELLED, IMPORTED = sorted(set(config["data"]) - {{"unet"}}), False, False
 
 
