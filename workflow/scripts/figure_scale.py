@@ -31,22 +31,32 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _panel(panel: Axes, table: pd.DataFrame, metric: str, weight: str) -> None:
-    other, _, other_symbol, _ = _WEIGHTS[weight]
+    other = _WEIGHTS[weight][0]
     for base in table[table["sweep"] == "baseline"].itertuples():
         panel.axhspan(getattr(base, f"{metric}_low"), getattr(base, f"{metric}_high"), color="#e2e2e2", linewidth=0, zorder=0)
         panel.axhline(getattr(base, metric), color=style.GREY, linestyle="--", linewidth=1.2, label=_UNGUIDED, zorder=1)
     swept = table[table[weight] != 0].sort_values(weight, kind="stable")
-    for i, (value, rows) in enumerate(swept.groupby(other)):
+    lines = _lines(swept, weight, other)
+    for i, (label, rows) in enumerate(lines):
         error = np.abs(rows[[f"{metric}_low", f"{metric}_high"]].to_numpy().T - rows[metric].to_numpy())
-        dodge = 1.035 ** (i - (swept[other].nunique() - 1) / 2)
+        dodge = 1.035 ** (i - (len(lines) - 1) / 2)
         colour, marker = style.COLOURS[i % len(style.COLOURS)], style.MARKERS[i % len(style.MARKERS)]
-        panel.errorbar(rows[weight] * dodge, rows[metric], error, color=colour, marker=marker, label=f"{other_symbol} = {value:g}", zorder=3)
+        panel.errorbar(rows[weight] * dodge, rows[metric], error, color=colour, marker=marker, label=label, zorder=3)
         best = rows[rows["best"] == "best"]
         panel.plot(best[weight] * dodge, best[metric], "o", markersize=12, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.4, zorder=4)
     panel.set_xscale("log")
     ticks = sorted(swept[weight].unique())
     panel.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
     panel.minorticks_off()
+
+
+def _lines(swept: pd.DataFrame, weight: str, other: str) -> list[tuple[str, pd.DataFrame]]:
+    """Label and rows of each line: one for each value of the other weight, or, where both weights only ever grow together, one for that."""
+    _, symbol, other_symbol, _ = _WEIGHTS[weight]
+    joint = swept[swept[other] != 0]
+    if (joint[weight] == joint[other]).all():
+        return [(f"{other_symbol} = 0", swept[swept[other] == 0]), *([(f"{other_symbol} = {symbol}", joint)] if len(joint) else [])]
+    return [(f"{other_symbol} = {value:g}", rows) for value, rows in swept.groupby(other)]
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`

@@ -64,7 +64,8 @@ def protocol_note(frame: pd.DataFrame) -> str:
     return (
         f"FID: Fréchet distance of image features to the reference images ({how}; not comparable with FID of Inception features); dFID: the same on "
         "depth maps that an independent network judges. Lower is better. [95 % bootstrap intervals]; Δ: difference to the baseline of the same sampler "
-        f"and seeds, paired by seed; p by permutation of the pairs, * where p < {SIGNIFICANT}, not corrected for the number of rows. "
+        f"and seeds, paired by seed; p by permutation of the pairs, * where p < {SIGNIFICANT} and the interval leaves out 0, "
+        "not corrected for the number of rows. "
         f"Seeds {seed_ranges(frame)}.{too_few(frame)}"
     )
 

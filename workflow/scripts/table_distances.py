@@ -34,7 +34,8 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
         "Table 1 by other distances",
         f"Features: {how}. FD∞: Fréchet distance extrapolated to infinitely many samples; KID: unbiased, polynomial kernel; precision and recall with k = 3. "
         "[95 % bootstrap intervals]; Δ: difference to the baseline of the same sampler and seeds, paired by seed; "
-        f"* where p < {SIGNIFICANT} by permutation of the pairs (no p for FD∞), not corrected for the number of rows. real: held-out real images."
+        f"* where p < {SIGNIFICANT} by permutation of the pairs (no p for FD∞) and the interval leaves out 0, "
+        "not corrected for the number of rows. real: held-out real images."
         f"{run_rows.too_few(whole)}",
         blocks,
     )

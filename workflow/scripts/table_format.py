@@ -33,7 +33,7 @@ class Column:
     """A column for readers: "value", or "value [low, high]" where `interval` is set, from `value`, `value`_low, `value`_high of the frame.
 
     digits: decimals; None: as many as the column `digits_of` (default: this one) needs for four significant digits; text is kept as it is.
-    p: the column of p-values; a number whose p is below 0.05 gets a star.
+    p: the column of p-values; a number whose p is below 0.05 and whose interval leaves out zero gets a star.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Column:
     def texts(self, frame: pd.DataFrame) -> list[str]:
         digits = decimals(frame[self.digits_of or self.value]) if self.digits is None else self.digits
         parts = [self.value, f"{self.value}_low", f"{self.value}_high"] if self.interval else [self.value]
-        stars = ["*" if self.p and row[self.p] < SIGNIFICANT else "" for _, row in frame.iterrows()]
+        stars = ["*" if self.p and row[self.p] < SIGNIFICANT and row[parts[1]] * row[parts[2]] > 0 else "" for _, row in frame.iterrows()]
         return [self._text([row[part] for part in parts], digits) + star for (_, row), star in zip(frame.iterrows(), stars, strict=True)]
 
     def rule(self, frame: pd.DataFrame) -> str:
