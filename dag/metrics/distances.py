@@ -203,7 +203,7 @@ def fd_infinity(fake_features: np.ndarray, real_moments: Reference | tuple[np.nd
 
 def _fd_infinity_of_rows(features: np.ndarray, reference: Reference, size: int, seed: int = 0, points: int = 15) -> Callable[[np.ndarray], float]:
     """As _frechet_of_rows, for FD-infinity: the subsets are drawn anew, from the same seed, for every set of rows."""
-    distance = _frechet_of_rows(features, reference, max(size, features.shape[1]))
+    distance = _frechet_of_rows(features, reference, size)
 
     def extrapolated(rows: np.ndarray) -> float:
         rng, sizes = np.random.default_rng(seed), np.linspace(len(rows) // 4, len(rows), points).astype(int)

@@ -68,15 +68,16 @@ def unet(wildcards):
 
 def stamp(stage, *sections):
     """What a rule depends on besides its files: the code of its stage and the config sections that it reads."""
-    return f"{code_hash(f'stages.{stage}')}-{STUDY.section_hash(*sections)}"
+    code = code_hash(f"stages.{stage}")
+    return f"{code}-{STUDY.section_hash(*sections)}"
 
 
 def domain_stamp(stage, *sections, use=None):
     """Stamp of a rule that reads or draws the domain's pictures, or those of the domain of a use."""
     place = STUDY.domain_of(use)
     section = stamp(stage, "domain" if place is STUDY["domain"] else "downstream.domain", *sections)
-    module = DOMAINS[place["name"]].module
-    return f"{section}-{code_hash(f'data.{module}')}"
+    code = code_hash(f"data.{DOMAINS[place['name']].module}")
+    return f"{section}-{code}"
 
 
 def unet_stamp(stage, *sections):
