@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import io
 import re
-import subprocess
-import sys
 import zipfile
 from html.parser import HTMLParser
 
@@ -15,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_report_scripts import ROOT, SCRIPTS, SNAKEFILE
+from test_report_scripts import ROOT, SCRIPTS, reporting
 
 ASSETS = ROOT / "workflow/assets/three"
 
@@ -268,15 +266,7 @@ def test_the_library_is_the_one_that_is_described():
 def test_the_rule_makes_the_page_and_snakemake_reports_every_table_and_figure(tmp_path):
     (tmp_path / "results").mkdir()
     made_up_page.make(tmp_path / "results", seeds=6)
-    (tmp_path / "Snakefile").write_text('report: "workflow/report/workflow.rst"\n' + SNAKEFILE.format(root=ROOT))
-    (tmp_path / "config").symlink_to(ROOT / "config")
-    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
-
-    def snakemake(*arguments):
-        command = [sys.executable, "-m", "snakemake", "--cores", "1", "--profile", "none", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+    snakemake = reporting(tmp_path, 'report: "workflow/report/workflow.rst"\n')
 
     assert "page" in snakemake("results/index.html")
     page = (tmp_path / "results/index.html").read_text()

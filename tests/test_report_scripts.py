@@ -516,18 +516,25 @@ rule all:
 """
 
 
-def test_rules_run_the_scripts_and_have_nothing_to_do_afterwards(tmp_path):
-    (tmp_path / "results").mkdir()
-    make_study(tmp_path / "results")
-    (tmp_path / "Snakefile").write_text(SNAKEFILE.format(root=ROOT))
-    (tmp_path / "config").symlink_to(ROOT / "config")
-    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
+def reporting(folder, head=""):
+    """A call of Snakemake, with arguments, on the report's rules alone in a folder whose results/ are made up; returns what it said."""
+    (folder / "Snakefile").write_text(head + SNAKEFILE.format(root=ROOT))
+    (folder / "config").symlink_to(ROOT / "config")
+    (folder / "workflow").symlink_to(ROOT / "workflow")
 
     def snakemake(*arguments):
         command = [sys.executable, "-m", "snakemake", "--cores", "1", "--profile", "none", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
+
+    return snakemake
+
+
+def test_rules_run_the_scripts_and_have_nothing_to_do_afterwards(tmp_path):
+    (tmp_path / "results").mkdir()
+    make_study(tmp_path / "results")
+    snakemake = reporting(tmp_path)
 
     targets = ["results/tables/fig4a_blocks.md", "results/figures/fig4a.png"]
     snakemake(*targets)
