@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dag.data.rooms import camera, render
+from dag.data.geometry import camera
+from dag.data.rooms import render
 from dag.metrics.box_room import SCORES, box_room_scores, room_frame
 
 K = camera(np.array([np.tan(np.radians(35))]), 32)[0]

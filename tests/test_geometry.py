@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dag.data.geometry import normals_from_depth, unproject
-from dag.data.rooms import camera, render, scenes
+from dag.data.geometry import camera, normals_from_depth, unproject
+from dag.data.rooms import render, scenes
 
 SIZE = 48
 SEEDS = list(range(900, 908))

@@ -17,8 +17,7 @@ import pytest
 from PIL import Image
 from test_report_scripts import ROOT, SCRIPTS
 
-from dag.data.geometry import normals_from_depth
-from dag.data.rooms import camera
+from dag.data.geometry import camera, normals_from_depth
 
 SHOTS = ROOT / "build" / "screenshots"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -440,7 +440,7 @@ def test_pictures_are_enlarged_by_whole_pixels(study, figures):
 def test_facets_of_a_wall_close_up():
     from figure_points import facets
 
-    from dag.data.rooms import camera
+    from dag.data.geometry import camera
 
     intrinsics = camera(np.array([0.6]), 8)[0]
     depth = np.broadcast_to(1 / np.linspace(0.2, 0.5, 8), (8, 8))  # inverse depth is linear: one slanted plane

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dag.data import rooms
+from dag.data import raycast, rooms
+from dag.data.geometry import camera
 
 SEEDS = [0, 1, 2, 3, 5, 8, 13, 21, 34]  # nine: one more than the ray-caster traces together
 SIZE = 24
@@ -21,12 +22,12 @@ def exact():
     Returns the scenes' parameters, the hit points (b, n, 3) in room coordinates, the rays (b, n, 3) and normals (b, n, 3) in camera coordinates.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rooms, "SUPERSAMPLING", 1)
+        patch.setattr(raycast, "SUPERSAMPLING", 1)
         _, depth, normals = rooms.render(SEEDS, SIZE)
     scene = rooms.scenes(SEEDS)
     row, column = np.mgrid[:SIZE, :SIZE] + 0.5
     pixels = np.stack([column, row, np.ones_like(row)]).reshape(3, -1)
-    rays = (np.linalg.inv(rooms.camera(scene.tan_half_fov, SIZE)) @ pixels).transpose(0, 2, 1)
+    rays = (np.linalg.inv(camera(scene.tan_half_fov, SIZE)) @ pixels).transpose(0, 2, 1)
     rays[..., 1] *= -1  # rows run downwards, y upwards
     points = scene.eye[:, None] + depth.reshape(len(SEEDS), -1, 1) * (rays @ scene.rotation.transpose(0, 2, 1))
     return scene, points, rays, normals.reshape(len(SEEDS), -1, 3)
@@ -66,7 +67,7 @@ def test_a_size_without_pixels_is_refused(size):
 
 
 def test_a_pixel_is_the_mean_of_its_rays(drawn, monkeypatch):
-    monkeypatch.setattr(rooms, "SUPERSAMPLING", 1)
+    monkeypatch.setattr(raycast, "SUPERSAMPLING", 1)
     image, depth, normals = (_area_average(part.astype(np.float64)) for part in rooms.render(SEEDS, 64))
     assert np.abs(drawn[0] - image).max() <= 1  # each of the two is rounded to whole levels
     np.testing.assert_allclose(drawn[1], depth, rtol=1e-5)
@@ -116,7 +117,7 @@ def test_camera_axes_and_field_of_view():
     scene = rooms.scenes(SEEDS)
     np.testing.assert_allclose(scene.rotation @ scene.rotation.transpose(0, 2, 1), np.tile(np.eye(3), (9, 1, 1)), atol=1e-12)
     np.testing.assert_allclose(np.linalg.det(scene.rotation), 1)
-    intrinsics = rooms.camera(scene.tan_half_fov, 40)
+    intrinsics = camera(scene.tan_half_fov, 40)
     np.testing.assert_allclose(intrinsics @ [0, 0, 1], np.tile([20, 20, 1], (9, 1)))  # the optical axis meets the picture's centre
     edge = np.stack([scene.tan_half_fov, np.zeros(9), np.ones(9)], 1)
     np.testing.assert_allclose(np.einsum("bij,bj->bi", intrinsics, edge)[:, 0], 40)  # and half the field of view its rim
@@ -125,7 +126,7 @@ def test_camera_axes_and_field_of_view():
 def test_depth_of_the_centre_is_a_distance():
     """Along the optical axis, depth is the plain distance to the first surface: of an odd picture's middle pixel, by one ray."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rooms, "SUPERSAMPLING", 1)
+        patch.setattr(raycast, "SUPERSAMPLING", 1)
         depth = rooms.render(SEEDS, 5)[1][:, 2, 2]
     scene = rooms.scenes(SEEDS)
     for b, distance in enumerate(depth):

@@ -36,6 +36,7 @@ class Kind:
 
 DOMAINS = {
     "rooms": Kind("rooms", drawn=True),
+    "streets": Kind("streets", drawn=True),
     "folder": Kind("folder", ("root", "depth_unit"), needed=1),
     "nyu": Kind("nyu", ("root",), splits=("train", "test"), mixed=True),
     "lsun": Kind("lsun", ("root", "order", "resample", "corrupt"), needed=1),
@@ -111,7 +112,10 @@ class Dataset(ABC):
 
 
 class Drawn(Dataset):
-    """Scenes of size x size pixels by their seed, any whole number from 0. render(seeds, size) gives images, depths in metres and normals."""
+    """Scenes of size x size pixels by their seed, any whole number from 0.
+
+    render(seeds, size) gives images, depths in metres, normals and, where some depth is unknown, which of it is known.
+    """
 
     def __init__(self, render: Callable[[np.ndarray, int], tuple[np.ndarray, ...]], size: int):
         self.render, self.size = render, size
@@ -130,8 +134,8 @@ class Drawn(Dataset):
 
     def squares(self, index: np.ndarray, size: int) -> Pictures:
         """The scenes of some seeds, drawn at this size rather than scaled to it."""
-        images, depth, _ = self.render(index, size)
-        return Pictures(images, depth, None, np.asarray(index, np.int64))
+        images, depth, _, *known = self.render(index, size)
+        return Pictures(images, depth, known[0] if known else None, np.asarray(index, np.int64))
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,21 @@
-"""Points and surface normals of a depth map seen by a pinhole camera.
+"""The pinhole camera, and points and surface normals of a depth map that it sees.
 
-Axes as in `dag.data.rooms`: x points right, y up, z forward, lengths in metres, depth along z. Row v, column u of a
+Axes as in `dag.data.raycast`: x points right, y up, z forward, lengths in metres, depth along z. Row v, column u of a
 picture is the centre of its pixel, (u + 1/2, v + 1/2) in the units of the intrinsics, and rows run downwards.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+
+def camera(tan_half_fov: np.ndarray, size: int) -> np.ndarray:
+    """Pinhole intrinsics (b, 3, 3) in pixels of a size x size picture, from tan(field of view / 2) of shape (b,)."""
+    k = np.zeros((len(tan_half_fov), 3, 3))
+    k[:, 0, 0] = k[:, 1, 1] = size / 2 / tan_half_fov
+    k[:, 0, 2] = k[:, 1, 2] = size / 2
+    k[:, 2, 2] = 1
+    return k
 
 
 def unproject(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:

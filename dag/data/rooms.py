@@ -4,7 +4,7 @@ A scene is a box room seen by a pinhole camera that stands inside it. The room h
 pattern, rug, windows, door and pictures, three to six pieces of box furniture, and one ceiling lamp that lights
 everything by Lambert's law (no shadows). All lengths are metres; x points right, y up, z into the room.
 
-A scene is a function of its seed alone: it depends neither on the batch it is drawn in nor on the picture size.
+Of `dag.data.raycast`, which it shares with other drawn domains: a scene is a function of its seed alone.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dag.data.domain import Drawn
+from dag.data.raycast import Uniform, in_chunks, normals, pixels, rays, rotation, slabs, to_bytes
 
-SUPERSAMPLING = 2  # rays per pixel and axis; the pixel is their mean
 MAX_DEPTH = 10.0  # metres: no room is deeper
-_DRAWS = 256  # uniform numbers behind one scene; each has one fixed use
-_CHUNK = 8  # scenes traced together: the working arrays of eight stay in the second-level cache
 
 # Muted, natural colours (linear RGB in 0..1) to which every scene adds a little of its own.
 _WALLS = [(0.80, 0.77, 0.71), (0.74, 0.75, 0.74), (0.69, 0.72, 0.66), (0.66, 0.71, 0.75), (0.79, 0.70, 0.62), (0.76, 0.74, 0.62), (0.62, 0.62, 0.63)]
@@ -67,47 +65,16 @@ class Scenes:
     patches: dict[str, np.ndarray]  # rectangles on walls: wall, u, v extents, colour, frame, glow
 
 
-class _Uniform:
-    """Hands out the columns of a (b, n) array of uniform numbers, each once."""
-
-    def __init__(self, values: np.ndarray):
-        self.values, self.used = values, 0
-
-    def __call__(self, low=0.0, high=1.0, count: int | None = None) -> np.ndarray:
-        n = 1 if count is None else count
-        columns = self.values[:, self.used : self.used + n]
-        self.used += n
-        columns = columns[:, 0] if count is None else columns
-        return low + (np.asarray(high) - low) * columns
-
-    def choice(self, table, jitter: float = 0.04) -> np.ndarray:
-        """One row of a colour table per scene, with its own brightness and tint."""
-        row = np.asarray(table)[(self() * len(table)).astype(int)]
-        return np.clip(row * self(0.9, 1.1)[:, None] + self(-jitter, jitter, 3), 0.05, 0.95)
-
-
-def camera(tan_half_fov: np.ndarray, size: int) -> np.ndarray:
-    """Pinhole intrinsics (b, 3, 3) in pixels of a size x size picture, from tan(field of view / 2) of shape (b,)."""
-    k = np.zeros((len(tan_half_fov), 3, 3))
-    k[:, 0, 0] = k[:, 1, 1] = size / 2 / tan_half_fov
-    k[:, 0, 2] = k[:, 1, 2] = size / 2
-    k[:, 2, 2] = 1
-    return k
-
-
 def scenes(seeds: Sequence[int]) -> Scenes:
     """Draw the parameters of one scene per seed (non-negative integers)."""
-    u = _Uniform(np.stack([np.random.default_rng(int(s)).random(_DRAWS) for s in seeds]))
-    b = len(u.values)
+    u = Uniform(seeds)
+    b = len(u)
     room = np.stack([u(3.2, 6.0), u(2.4, 3.0), u(3.6, 7.0)], 1)
     width, height, depth = room.T
     eye = np.stack([width * u(0.3, 0.7), u(1.3, 1.75), u(0.15, 0.6)], 1)
     # The camera looks across the room: more to the right the further left it stands.
     yaw = np.radians(u(-22, 22)) - 0.5 * (eye[:, 0] / width - 0.5)
     pitch = np.radians(u(-14, 0))
-    zero, one = np.zeros(b), np.ones(b)
-    turn = np.stack([np.cos(yaw), zero, np.sin(yaw), zero, one, zero, -np.sin(yaw), zero, np.cos(yaw)], 1).reshape(b, 3, 3)
-    tilt = np.stack([one, zero, zero, zero, np.cos(pitch), np.sin(pitch), zero, -np.sin(pitch), np.cos(pitch)], 1).reshape(b, 3, 3)
     surfaces = np.stack([u.choice(_FLOORS), u.choice(_WALLS, 0.02), np.repeat(u(0.82, 0.92)[:, None], 3, 1)], 1)
     floor = {
         "pattern": (u() * 3).astype(int),  # plain, planks, tiles
@@ -123,7 +90,7 @@ def scenes(seeds: Sequence[int]) -> Scenes:
     return Scenes(
         room=room,
         eye=eye,
-        rotation=turn @ tilt,
+        rotation=rotation(yaw, pitch),
         tan_half_fov=np.tan(np.radians(u(58, 82)) / 2),
         lamp=lamp,
         surfaces=surfaces,
@@ -135,7 +102,7 @@ def scenes(seeds: Sequence[int]) -> Scenes:
     )
 
 
-def _furniture(u: _Uniform, room: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _furniture(u: Uniform, room: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two boxes for each of six places along the walls, three to six of which are taken: centres, half sizes, colours."""
     b = len(room)
     width, _, depth = room.T
@@ -179,7 +146,7 @@ def _against_wall(wall, room, extent, position, taken):
     return np.stack(centre, 1), np.stack(half, 1) * taken[:, None]
 
 
-def _patches(u: _Uniform, room: np.ndarray) -> dict[str, np.ndarray]:
+def _patches(u: Uniform, room: np.ndarray) -> dict[str, np.ndarray]:
     """Rectangles painted on the walls: a window at the back, a window and a door at a side, a picture.
 
     `wall` is 0 left, 1 right, 2 back; u runs along the wall, v is the height.
@@ -219,51 +186,28 @@ def render(seeds: Sequence[int], size: int) -> tuple[np.ndarray, np.ndarray, np.
     (b, size, size, 3) float32, unit length, in camera coordinates (x right, y up, z forward), facing the camera.
     Each pixel is the mean of 2 x 2 rays (normals are normalised after it).
     """
-    if size < 1:
-        raise ValueError(f"render: size is {size}, expected a positive number of pixels")
-    parts = [_render(scenes(seeds[i : i + _CHUNK]), size) for i in range(0, len(seeds), _CHUNK)]
-    image, depth, normal = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return image, depth, normal
+    return in_chunks(_render, seeds, size)
 
 
-def _render(scene: Scenes, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rays = _rays(scene, size * SUPERSAMPLING)
-    t, axis, box = _hit(scene, rays)
-    point = [scene.eye[:, i, None].astype(np.float32) + t * rays[i] for i in range(3)]
-    sign = np.select([axis == 0, axis == 1, axis == 2], [-np.sign(rays[i]) for i in range(3)]).astype(np.float32)
+def _render(seeds: Sequence[int], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scene = scenes(seeds)
+    directions = rays(scene.rotation, scene.tan_half_fov, size)
+    t, axis, box = _hit(scene, directions)
+    point = [scene.eye[:, i, None].astype(np.float32) + t * directions[i] for i in range(3)]
+    sign = np.select([axis == 0, axis == 1, axis == 2], [-np.sign(directions[i]) for i in range(3)]).astype(np.float32)
     colour, glow = _material(scene, point, axis, box)
     colour *= np.maximum(_lambert(scene, point, axis, sign), glow)[..., None]
     # The normal is +-1 on one room axis, so its camera coordinates are one row of the rotation.
-    b, n = t.shape
-    normal = scene.rotation.astype(np.float32)[np.arange(b)[:, None], axis] * sign[..., None]
-    image = _mean_pixels(np.clip(colour, 0, 1), size)
-    normal = _mean_pixels(normal, size)
-    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    depth = _mean_pixels(t[..., None], size)[..., 0]
-    return (image * 255 + 0.5).astype(np.uint8), depth, normal
+    normal = scene.rotation.astype(np.float32)[np.arange(len(t))[:, None], axis] * sign[..., None]
+    return to_bytes(colour, size), pixels(t[..., None], size)[..., 0], normals(normal, size)
 
 
-def _mean_pixels(values: np.ndarray, size: int) -> np.ndarray:
-    b, s = len(values), SUPERSAMPLING
-    return values.reshape(b, size, s, size, s, -1).mean((2, 4))
-
-
-def _rays(scene: Scenes, side: int) -> list[np.ndarray]:
-    """Directions in room coordinates, three arrays (b, side * side), of length 1 along the optical axis: t is depth."""
-    grid = (np.arange(side) + 0.5) / side * 2 - 1
-    x = np.tile(grid, side)[None] * scene.tan_half_fov[:, None]
-    y = np.repeat(-grid, side)[None] * scene.tan_half_fov[:, None]
-    r = scene.rotation[..., None]
-    directions = [r[:, i, 0] * x + r[:, i, 1] * y + r[:, i, 2] for i in range(3)]
-    return [np.where(np.abs(d) < 1e-6, 1e-6, d).astype(np.float32) for d in directions]
-
-
-def _hit(scene: Scenes, rays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _hit(scene: Scenes, directions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First hit of every ray: depth t, axis of the surface's normal, index of the box (-1: the room itself)."""
-    inverse = [1 / d for d in rays]
+    inverse = [1 / d for d in directions]
     eye, room = scene.eye.astype(np.float32), scene.room.astype(np.float32)
     # From inside, the room is left through the nearest of the three planes the ray runs towards.
-    exits = [(np.where(rays[i] > 0, room[:, i, None], 0) - eye[:, i, None]) * inverse[i] for i in range(3)]
+    exits = [(np.where(directions[i] > 0, room[:, i, None], 0) - eye[:, i, None]) * inverse[i] for i in range(3)]
     t = np.minimum(np.minimum(exits[0], exits[1]), exits[2])
     axis = np.where(exits[1] == t, 1, np.where(exits[0] == t, 0, 2))
     box = np.full(t.shape, -1, np.int8)
@@ -273,12 +217,7 @@ def _hit(scene: Scenes, rays: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray,
         half = scene.box_half[:, k].astype(np.float32)
         if not half.any():
             continue
-        # Slabs: between entering the last and leaving the first of three pairs of planes the ray is inside.
-        mid = [centre[:, i, None] * inverse[i] for i in range(3)]
-        span = [half[:, i, None] * reach[i] for i in range(3)]
-        near = [mid[i] - span[i] for i in range(3)]
-        enter = np.maximum(np.maximum(near[0], near[1]), near[2])
-        leave = np.minimum(np.minimum(mid[0] + span[0], mid[1] + span[1]), mid[2] + span[2])
+        near, enter, leave = slabs(centre, half, inverse, reach)
         hit = (enter < leave) & (enter > 0) & (enter < t)
         if not hit.any():
             continue

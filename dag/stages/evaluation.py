@@ -163,7 +163,7 @@ def geometry(study: Study, *, runs: list[str], judged: list[Path], heldout: Path
 
     judged: one file per run, in the order of runs. The camera is the nominal one, `figures.fov_degrees`: that of a generated picture is unknown.
     """
-    from dag.data.rooms import camera
+    from dag.data.geometry import camera
     from dag.metrics.box_room import box_room_scores
 
     started = time.time()

@@ -311,7 +311,7 @@ rule figure_guidance:
     params:
         seeds=config["figures"]["seeds"],
         fov_degrees=config["figures"]["fov_degrees"],
-        look=look("style") + code_hash("data.geometry", "data.rooms"),
+        look=look("style") + code_hash("data.geometry"),
     script:
         "../scripts/figure_guidance.py"
 
@@ -326,7 +326,7 @@ rule figure_points:
     params:
         seeds=min(3, config["figures"]["seeds"]),
         fov_degrees=config["figures"]["fov_degrees"],
-        look=look("style", "figure_guidance") + code_hash("data.geometry", "data.rooms"),
+        look=look("style", "figure_guidance") + code_hash("data.geometry"),
     script:
         "../scripts/figure_points.py"
 

@@ -4,8 +4,7 @@ import numpy as np
 import style
 from matplotlib.figure import Figure
 
-from dag.data.geometry import normals_from_depth
-from dag.data.rooms import camera
+from dag.data.geometry import camera, normals_from_depth
 
 Run = tuple[np.ndarray, np.ndarray]  # images uint8 (k, s, s, 3), depth (k, s, s) in metres
 

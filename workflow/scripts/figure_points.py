@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from dag.data.geometry import unproject
-from dag.data.rooms import camera
+from dag.data.geometry import camera, unproject
 
 _WIDE, _HIGH = 2.6, 2.0  # inches of one cloud
 
