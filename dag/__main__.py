@@ -44,6 +44,7 @@ STAGES = {
     "join": "shards",
     "trajectory": "sampling",
     "describe": "evaluation",
+    "moments": "evaluation",
     "measure": "evaluation",
     "scale": "evaluation",
     "runs": "evaluation",
@@ -57,6 +58,8 @@ STAGES = {
 }
 # Stages whose rules ask for a GPU.
 ON_DEVICE = {"pretrain", "features", "heads", "prior", "judge", "sample", "trajectory", "describe", "downstream", "label"}
+# Of these, trainings that several processes may share, each on a GPU of its own; with the config section that says how many.
+SHARED = {"pretrain": "unet", "prior": "prior"}
 
 
 def keep_freed_memory() -> None:
@@ -120,9 +123,9 @@ def _tell_files(study, options: dict) -> None:
 
 
 @contextlib.contextmanager
-def _device(kind: str) -> Iterator[None]:
-    """One device for this process; a GPU that must be there has to work, too."""
-    with reserved(kind) as device:
+def _device(kind: str, count: int) -> Iterator[None]:
+    """A device for this process, or one for each of its `count`; a GPU that must be there has to work, too."""
+    with reserved(kind, count=count) as device:
         from dag.accelerator import here
 
         if kind == "gpu" and here().type == "cpu":
@@ -142,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "picture"  # samples of a model by itself, not of a run of a study
     collect_seldom()
     keep_freed_memory()
+    from dag.stages.resources import processes
     from dag.stages.study import Study
 
     try:
@@ -155,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.modules["torch"].set_num_threads(threads)
         if study:
             _tell_files(study[0], options)
-        with _device(study[0].compute["device"]) if study and name in ON_DEVICE else contextlib.nullcontext():
+        count = processes(study[0], SHARED[name]) if name in SHARED else 1
+        with _device(study[0].compute["device"], count) if study and name in ON_DEVICE else contextlib.nullcontext():
             return function(*study, **{k: v for k, v in options.items() if v is not None}) or 0
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         if os.environ.get("DAG_TRACEBACK"):

@@ -1,4 +1,4 @@
-"""Which accelerator a job may use: the one it was given, or a free one of the machine, held by a lock until the job ends."""
+"""Which accelerators a job may use: those it was given, or free ones of the machine, held by locks until the job ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
@@ -16,12 +16,12 @@ KINDS = ("auto", "gpu", "cpu")
 
 
 @contextmanager
-def reserved(kind: str, folder: Path | None = None) -> Iterator[str]:
-    """Within, CUDA_VISIBLE_DEVICES names the one device that this process may use, which is yielded; "" is the CPU.
+def reserved(kind: str, folder: Path | None = None, count: int = 1) -> Iterator[str]:
+    """Within, CUDA_VISIBLE_DEVICES names the devices that this process may use, `count` or as many as there are; they are yielded, "" is the CPU.
 
-    kind: "gpu" needs one, "auto" takes the CPU where there is none, "cpu" never uses one. A single id in CUDA_VISIBLE_DEVICES, as Slurm sets
-    it, is taken as it is; among several, or all of the machine where the variable is not set, the first that no other job has locked, after
-    waiting for one if need be. folder: of the lock files, one for all jobs of a machine. Call it before CUDA is first used.
+    kind: "gpu" needs one, "auto" takes the CPU where there is none, "cpu" never uses one. As many ids as are wanted in CUDA_VISIBLE_DEVICES, as Slurm
+    sets it, are taken as they are; among more, or all of the machine where the variable is not set, the first that no other job has locked, after
+    waiting for them if need be. folder: of the lock files, one for all jobs of a machine. Call it before CUDA is first used.
     Raises ValueError where a GPU is needed and there is none.
     """
     if kind not in KINDS:
@@ -31,7 +31,7 @@ def reserved(kind: str, folder: Path | None = None) -> Iterator[str]:
     if kind == "gpu" and not ids:
         found = f"{VARIABLE} is {given!r}" if given is not None else "this machine has no NVIDIA device"
         raise ValueError(f"compute.device is 'gpu', but {found}; run on a node with a GPU, or set compute.device to auto to fall back on the CPU")
-    with _free(ids, folder or Path(tempfile.gettempdir()) / f"dag-devices-{os.getuid()}") as device:
+    with _free(ids, min(count, len(ids)), folder or Path(tempfile.gettempdir()) / f"dag-devices-{os.getuid()}") as device:
         os.environ[VARIABLE] = device
         try:
             yield device
@@ -48,23 +48,29 @@ def _of_this_machine() -> list[str]:
 
 
 @contextmanager
-def _free(ids: Sequence[str], folder: Path) -> Iterator[str]:
-    """Hold one of the ids. The kernel drops the lock when the process ends, however it ends."""
-    if not ids or os.environ.get(VARIABLE) == ids[0]:
-        yield "".join(ids)
+def _free(ids: Sequence[str], count: int, folder: Path) -> Iterator[str]:
+    """Hold so many of the ids. The kernel drops the locks when the process ends, however it ends."""
+    if os.environ.get(VARIABLE) == ",".join(ids[:count]) or not ids:
+        yield ",".join(ids)
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     waiting = False
     while True:
-        for device in ids:
-            with open(folder / f"{device}.lock", "w") as lock:
+        # Too few free ones are given back, lest two jobs wait for each other's.
+        with ExitStack() as held:
+            taken = []
+            for device in ids:
+                lock = held.enter_context(open(folder / f"{device}.lock", "w"))
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                yield device
-                return
+                taken.append(device)
+                if len(taken) == count:
+                    yield ",".join(taken)
+                    return
         if not waiting:
-            sys.stderr.write(f"waiting for one of the devices {', '.join(ids)}: other jobs use them all\n")
+            wanted = "one" if count == 1 else count
+            sys.stderr.write(f"waiting for {wanted} of the devices {', '.join(ids)}: other jobs use them\n")
             waiting = True
         time.sleep(0.2)

@@ -24,7 +24,7 @@ from dag.data.images import to_tensor
 from dag.diffusion import Diffusion
 from dag.guidance import UNetPredictor
 from dag.heads import build_heads, load_heads
-from dag.training import Recipe, denoising_loss, fit, generator
+from dag.training import Recipe, denoising_loss, fit, generator, noised
 from dag.unet import feature_shapes, forward_with_taps
 from dag.weights import architecture, load_module_file, load_unet
 
@@ -205,8 +205,9 @@ def train_prior(
     with _seeded(recipe.seed):
         network = DepthPrior({**(architecture or PRIOR_ARCHITECTURE), "sample_size": resolution, "in_channels": 1, "out_channels": 1}, prediction_type)
 
-    def batch(step: int) -> Tensor:
-        return maps[torch.randint(len(maps), (recipe.batch_size,), generator=generator(recipe.seed, step, 1))]
+    def batch(step: int) -> tuple[Tensor, ...]:
+        rows = torch.randint(len(maps), (recipe.batch_size,), generator=generator(recipe.seed, step, 1))
+        return noised(maps[rows], network.diffusion, generator(recipe.seed, step))
 
     _fit(network.unet.to(here()), denoising_loss(network.diffusion, prediction_type), batch, recipe, "depth prior")
     return network.cpu().eval().requires_grad_(False)

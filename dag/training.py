@@ -12,31 +12,36 @@ import os
 import pickle
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dag.accelerator import on
+from dag.diffusion import Diffusion
 from dag.interruption import Interrupted, noticing
+from dag.processes import Alone, team
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Loss = Callable[[nn.Module, object, torch.Generator], Tensor]
-_USER_ERRORS = (ValueError, FileNotFoundError, FloatingPointError, OSError, Interrupted)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a network is trained: AdamW, linear warm-up then cosine decay to zero, clipped gradients, averaged weights (EMA).
 
-    batch_size counts all processes together. precision is "fp32" or "bf16" (autocast of the forward pass). save_every: steps between
+    batch_size counts all processes together. gradient_accumulation_steps: parts of a process's share of it, whose gradients are computed one after the
+    other and added up, for less memory. precision is "fp32" or "bf16" (autocast of the forward pass). save_every: steps between
     saved states; unlike everything else here it may change when a training resumes. Raises ValueError on values that cannot be.
     """
 
@@ -51,15 +56,19 @@ class Recipe:
     seed: int = 0
     save_every: int = 500
     processes: int = 1
+    gradient_accumulation_steps: int = 1
 
     def __post_init__(self):
-        for key in ("steps", "batch_size", "save_every", "processes"):
+        for key in ("steps", "batch_size", "save_every", "processes", "gradient_accumulation_steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}, expected at least 1")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}, expected 'fp32' or 'bf16'")
-        if self.batch_size % self.processes:
-            raise ValueError(f"batch_size {self.batch_size} does not divide by processes {self.processes}")
+        parts = 1
+        for key in ("processes", "gradient_accumulation_steps"):
+            parts *= getattr(self, key)
+            if self.batch_size % parts:
+                raise ValueError(f"batch_size {self.batch_size} does not divide by {'processes x ' if parts > getattr(self, key) else ''}{key} = {parts}")
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (0-based)."""
@@ -100,24 +109,24 @@ def fit(
     """Train `model` and return it with its averaged weights, in eval mode.
 
     batch(step) returns the data of a step (this process's share of it); it runs in a background thread, one step ahead.
-    loss(model, data, generator) returns a scalar, the mean over that share. state: file for exact resume, written aside
+    loss(model, data, generator) returns a scalar, the mean over that share, or over a part of it. state: file for exact resume, written aside
     and renamed every `recipe.save_every` steps; it is removed by the caller once the result is safe. While training goes on, the
     state before lies beside it as `<state>.previous`, and takes over from one that is torn. log: JSONL, one line per logged step.
     data: what the batches are made of, as any text; a state that was saved with another is not gone on from.
-    With recipe.processes > 1 the default process group must exist, of that size; gradients are averaged over it.
+    With recipe.processes > 1 this is one of so many processes of `dag.processes.in_processes`; accelerate averages their gradients.
     On SIGTERM or SIGUSR1 the step under way is finished, the state saved, and Interrupted raised.
     Raises FloatingPointError when the loss or its gradient is not finite, OtherState (a ValueError) when the state belongs to another recipe,
     data or network, ValueError when it is torn without one before it.
     """
-    rank = dist.get_rank() if recipe.processes > 1 else 0
-    if recipe.processes > 1 and dist.get_world_size() != recipe.processes:
-        raise ValueError(f"{name}: the process group has {dist.get_world_size()} members, expected processes = {recipe.processes}")
+    shared = team(recipe.processes)
+    rank = shared.process_index
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     model.train()
     ema = Ema(model, recipe.ema)
     first, history = _resume(state, recipe, data, model, ema, optimiser)
+    network = shared.prepare_model(model)
     bar = tqdm(total=recipe.steps, initial=first, desc=name, unit="step", disable=rank > 0 or not sys.stderr.isatty(), mininterval=1)
     with ThreadPoolExecutor(1) as pool, noticing() as asked_to_stop:
         ahead = pool.submit(batch, first) if first < recipe.steps else None
@@ -126,10 +135,7 @@ def fit(
             ahead = pool.submit(batch, step + 1) if step + 1 < recipe.steps else None
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                value = loss(model, share, generator(recipe.seed, step, rank))
-            value.backward()
-            mean = _average_over_processes(parameters, value.detach(), recipe.processes)
+            mean = _add_gradient(network, loss, share, generator(recipe.seed, step, rank), recipe, shared)
             if not math.isfinite(mean):
                 raise FloatingPointError(f"{name}: the loss is {mean} at step {step}; lower learning_rate (now {recipe.learning_rate}) or check the data")
             norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip))
@@ -156,18 +162,24 @@ def fit(
     return model.eval()
 
 
-def _average_over_processes(parameters: list[nn.Parameter], value: Tensor, processes: int) -> float:
-    if processes > 1:
-        parameters = [p for p in parameters if p.grad is not None]
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters] + [value.float().reshape(1)])
-        dist.all_reduce(flat)
-        flat /= processes
-        offset = 0
-        for p in parameters:
-            p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
-            offset += p.numel()
-        value = flat[-1]
-    return float(value)
+def _add_gradient(network: nn.Module, loss: Loss, share: object, numbers: torch.Generator, recipe: Recipe, shared: Accelerator | Alone) -> float:
+    """The gradient of a step, averaged over parts and processes, in the parameters; returns the mean loss."""
+    total, count = 0.0, recipe.gradient_accumulation_steps
+    for part, data in enumerate(_parts(share, count), 1):
+        # The processes' gradients are brought together once, with the last part's.
+        with shared.no_sync(network) if part < count else nullcontext():
+            with torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                value = loss(network, data, numbers) / count
+            value.backward()
+        total = total + value.detach().float()
+    return float(shared.reduce(total, "mean"))
+
+
+def _parts(data: object, count: int) -> list:
+    """Equal parts of tensors, or of tuples of them, along their first axis."""
+    if count == 1:
+        return [data]
+    return list(data.chunk(count) if isinstance(data, Tensor) else zip(*(tensor.chunk(count) for tensor in data), strict=True))
 
 
 def _append(log: Path, row: dict) -> None:
@@ -200,7 +212,8 @@ def _resume(path: Path, recipe: Recipe, data: str, model: nn.Module, ema: Ema, o
         _previous(path).unlink(missing_ok=True)  # of another training
         return 0, []
     saved, ours = _read_state(path), asdict(recipe)
-    changed = {k: (saved["recipe"].get(k), v) for k, v in ours.items() if saved["recipe"].get(k) != v and k != "save_every"}
+    theirs = {field.name: field.default for field in fields(Recipe)} | saved["recipe"]  # a key may be younger than the state
+    changed = {k: (theirs[k], v) for k, v in ours.items() if theirs[k] != v and k != "save_every"}
     if changed:
         detail = ", ".join(f"{k} was {old!r}, is {new!r}" for k, (old, new) in changed.items())
         raise OtherState(f"{path}: saved by another recipe ({detail}); remove the file to start again")
@@ -244,61 +257,25 @@ def _load(path: Path) -> dict:
     return saved
 
 
-def denoising_loss(diffusion, prediction_type: str) -> Loss:
-    """The simple diffusion loss (DDPM eq. 14): mean squared error to the target of `prediction_type` at random t.
+def noised(x_start: Tensor, diffusion: Diffusion, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_start, t, noise): what `denoising_loss` is computed on, for x_start (b, c, h, w) in [-1, 1].
 
-    Data is x_start, (b, c, h, w) in [-1, 1]. t is stratified over the batch, which lowers the loss's variance.
+    t is stratified over the batch, which lowers the loss's variance. Draw for a whole batch and share the rows out: then neither processes nor
+    parts of a batch change what is drawn.
     """
+    b = len(x_start)
+    # Drawn on the CPU: the same numbers on every device.
+    noise = torch.randn(x_start.shape, generator=generator)
+    spread = (torch.arange(b) + torch.rand(b, generator=generator)) / b
+    return x_start, (spread * diffusion.num_timesteps).long(), noise
 
-    def loss(model: nn.Module, x_start: Tensor, generator: torch.Generator) -> Tensor:
-        b = len(x_start)
-        # Drawn on the CPU: the same numbers on every device.
-        noise = torch.randn(x_start.shape, generator=generator).to(x_start)
-        spread = (torch.arange(b) + torch.rand(b, generator=generator)) / b
-        t = (spread * diffusion.num_timesteps).long().to(x_start.device)
+
+def denoising_loss(diffusion: Diffusion, prediction_type: str) -> Loss:
+    """The simple diffusion loss (DDPM eq. 14) on data of `noised`: mean squared error to the target of `prediction_type` at random t."""
+
+    def loss(model: nn.Module, data: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        x_start, t, noise = data
         output = model(diffusion.q_sample(x_start, t, noise), t).sample
         return (output.float() - diffusion.target(x_start, t, noise, prediction_type)).square().mean()
 
     return loss
-
-
-def in_processes(function: Callable, processes: int, *arguments) -> None:
-    """Call function(rank, *arguments) in this process, or in several that share gradients (gloo over loopback, one thread each).
-
-    When one of them raises, the others are ended; what a user can mend (_USER_ERRORS) is raised here as it was there.
-    A signal that asks this process to stop is handed on to them.
-    """
-    if processes == 1:
-        function(0, *arguments)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        members = torch.multiprocessing.spawn(_member, (processes, folder, function, arguments), processes, join=False)
-
-        def hand_on(number: int) -> None:
-            for process in members.processes:
-                if process.is_alive():
-                    os.kill(process.pid, number)
-
-        try:
-            with noticing(hand_on) as asked_to_stop:
-                while not members.join():
-                    pass
-        except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
-            for report in sorted(Path(folder).glob("error*")):
-                raise pickle.loads(report.read_bytes()) from None
-            if asked_to_stop():  # before they could notice it
-                raise Interrupted(asked_to_stop(), "there was nothing to save yet") from None
-            raise
-
-
-def _member(rank: int, processes: int, folder: str, function: Callable, arguments: tuple) -> None:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
-    try:
-        function(rank, *arguments)
-    except _USER_ERRORS as error:
-        (Path(folder) / f"error{rank}").write_bytes(pickle.dumps(error))
-        raise
-    finally:
-        dist.destroy_process_group()

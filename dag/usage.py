@@ -34,6 +34,7 @@ WORDS = {
     "log": "the log beside the state (.jsonl)",
     "metrics": "table to write: depth errors of the heads (.csv)",
     "model": "pretrained U-Net: a diffusers folder, or a guided-diffusion .pt with its flags beside it",
+    "moments": "of the reference pictures, of `dag moments` (.npz)",
     "n": "number of samples",
     "name": "a key of the config's section `assets`",
     "out": "file or folder to write",
@@ -77,7 +78,7 @@ _DATA, _JUDGED, _METRICS = "results/smoke/data", "results/smoke/judged", "result
 # Every one runs as it stands after `snakemake --cores all --configfile config/smoke.yaml`; of a stage with a study without its --config.
 EXAMPLES = {
     "asset": "--name unet --out unet.json",
-    "fetch": "",
+    "fetch": "--name unet",
     "label": "--pictures results/paper-mini/data/pictures/labels.npz --out labels.npz",
     "prepare": "--use labels --out labels.npz",
     "pretrain": "--out unet",
@@ -91,7 +92,9 @@ EXAMPLES = {
     "join": "--run dcg --parts results/smoke/samples/dcg.npz --out dcg.npz",
     "trajectory": f"--run dcg --unet {_UNET} --heads {_HEADS} --prior {_PRIOR} --scale {_METRICS}/scale.json --out trajectory.npz",
     "describe": f"--pictures results/smoke/samples/dcg.npz --unet {_UNET} --heads {_HEADS} --judge results/smoke/models/judge.safetensors --out dcg.npz",
-    "measure": f"--runs baseline dcg --judged {_JUDGED}/baseline.npz {_JUDGED}/dcg.npz --reference {_JUDGED}/reference.npz --out distances.csv",
+    "moments": f"--reference {_JUDGED}/reference.npz --out moments.npz",
+    "measure": f"--runs baseline dcg --judged {_JUDGED}/baseline.npz {_JUDGED}/dcg.npz --reference {_JUDGED}/reference.npz --moments {_METRICS}/moments.npz"
+    " --out distances.csv",
     "scale": f"--distances {_METRICS}/sweep.csv --out scale.json",
     "runs": "--provenance results/smoke/samples/baseline.json results/smoke/samples/dcg.json --out runs.csv",
     "geometry": f"--runs baseline dcg --judged {_JUDGED}/baseline.npz {_JUDGED}/dcg.npz --heldout {_DATA}/heldout.npz --out geometry.csv",

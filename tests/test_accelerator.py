@@ -11,7 +11,7 @@ from dag.estimators import depth_loss
 from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor
 from dag.heads import build_heads, head_loss
 from dag.sampling import SampleRNG, sample_ddim, sample_ddpm
-from dag.training import denoising_loss, generator
+from dag.training import denoising_loss, generator, noised
 
 GPU = torch.device("cuda")
 DIFFUSION = Diffusion()
@@ -69,7 +69,8 @@ def test_losses_stay_on_the_device(fake):
     x, depth = torch.rand(4, 3, 16, 16, device=GPU), torch.rand(4, 1, 16, 16, device=GPU)
     with GPU:
         heads, network = build_heads({"strong": [0], "weak": [0]}, {0: 3}, width=8), torch.nn.Conv2d(3, 1, 1)
-    assert denoising_loss(DIFFUSION, "v_prediction")(unet(16, 3), x, generator(0, 1)).device.type == "cuda"
+    data = accelerator.on(GPU, noised(x, DIFFUSION, generator(0, 1)))
+    assert denoising_loss(DIFFUSION, "v_prediction")(unet(16, 3), data, generator(0, 1)).device.type == "cuda"
     assert depth_loss(network, (x, depth), generator(0, 1)).device.type == "cuda"
     assert head_loss(heads, ({0: x}, torch.arange(4, device=GPU), depth), generator(0, 1)).device.type == "cuda"
 

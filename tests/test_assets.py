@@ -74,12 +74,12 @@ def test_fetch_brings_what_is_missing_and_goes_on_where_it_broke_off(study, serv
     s = study(model={"url": f"{server}/model.pt", "bytes": len(DATA), "sha256": DIGEST})
     Server.cut.add("model.pt")
     with pytest.raises(FileNotFoundError, match=rf"^model: .*/model\.pt: the connection ended after 1000 of {len(DATA)} bytes; call again to go on"):
-        fetch(s)
+        fetch(s, name="model")
     assert not (tmp_path / "assets" / "model").exists()
-    fetch(s)
+    fetch(s, name="model")
     assert (tmp_path / "assets" / "model").read_bytes() == DATA
     assert Server.asked == [("model.pt", None), ("model.pt", "bytes=1000-")]
-    fetch(s)
+    fetch(s, name="model")
     assert len(Server.asked) == 2
     assert [f.name for f in (tmp_path / "assets").iterdir()] == ["model"]
     asset(s, name="model", out=tmp_path / "model.json")
@@ -90,7 +90,7 @@ def test_fetch_brings_what_is_missing_and_goes_on_where_it_broke_off(study, serv
 def test_fetch_refuses_another_file_than_the_config_states(study, server, tmp_path):
     for stated, words in (({"sha256": "0" * 64}, f"SHA-256 is {DIGEST}, expected 000"), ({"bytes": 5}, f"{len(DATA)} bytes, expected 5")):
         with pytest.raises(FileNotFoundError, match=words):
-            fetch(study(model={"url": f"{server}/model.pt", **stated}))
+            fetch(study(model={"url": f"{server}/model.pt", **stated}), name="model")
         assert not (tmp_path / "assets" / "model").exists()
 
 
@@ -101,8 +101,9 @@ def test_an_archive_becomes_its_folder(study, server, tmp_path):
             file.writestr(f"{inside}data.mdb", "data")
             file.writestr(f"{inside}lock.mdb", "lock")
         Server.files[name] = archive.read_bytes()
-    fetch(study(nested={"url": f"{server}/nested", "unpack": True}, bare={"url": f"{server}/bare", "unpack": True}))
+    s = study(nested={"url": f"{server}/nested", "unpack": True}, bare={"url": f"{server}/bare", "unpack": True})
     for name in ("nested", "bare"):
+        fetch(s, name=name)
         assert sorted(f.name for f in (tmp_path / "assets" / name).iterdir()) == ["data.mdb", "lock.mdb"]
     assert sorted(f.name for f in (tmp_path / "assets").iterdir()) == ["bare", "nested"]
 
@@ -113,9 +114,9 @@ def test_an_archive_does_not_write_outside_its_folder(study, server, tmp_path):
     Server.files["evil"] = (tmp_path / "evil.zip").read_bytes()
     Server.files["torn"] = Server.files["evil"][:30]
     with pytest.raises(FileNotFoundError, match=r"evil: .* holds '\.\./\.\./outside', which leads out of its folder"):
-        fetch(study(evil={"url": f"{server}/evil", "unpack": True}))
+        fetch(study(evil={"url": f"{server}/evil", "unpack": True}), name="evil")
     with pytest.raises(FileNotFoundError, match=r"torn: .* not a whole zip file"):
-        fetch(study(torn={"url": f"{server}/torn", "unpack": True}))
+        fetch(study(torn={"url": f"{server}/torn", "unpack": True}), name="torn")
     assert not list(tmp_path.rglob("outside"))
 
 
@@ -125,7 +126,7 @@ def test_a_hub_model_is_copied_into_its_place(study, tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "config.json").write_text("{}")
     monkeypatch.setattr(dag.weights, "from_hub", lambda name: tmp_path / "cache" if name == "google/ddpm-church-256" else None)
-    fetch(study(church={"hub": "google/ddpm-church-256"}))
+    fetch(study(church={"hub": "google/ddpm-church-256"}), name="church")
     assert (tmp_path / "assets" / "church" / "config.json").read_text() == "{}"
 
 
@@ -140,9 +141,12 @@ def test_what_is_missing_says_where_it_belongs_and_how_to_get_it(study, server, 
     for name, words in cases.items():
         with pytest.raises(FileNotFoundError, match=words):
             asset(s, name=name, out=tmp_path / "out.json")
-    del s.config["assets"]["c"]
-    with pytest.raises(FileNotFoundError, match=r"^a: HTTP Error 404.*; b: Fill in the form"):
-        fetch(s)
+    for name, words in (("a", r"^a: HTTP Error 404"), ("b", rf"^b: Fill in the form at example\.org; put it at {place}/b ")):
+        with pytest.raises(FileNotFoundError, match=words):
+            fetch(s, name=name)
+    for function in (lambda: fetch(s, name="d"), lambda: asset(s, name="d", out=tmp_path / "out.json")):
+        with pytest.raises(ValueError, match=r"^name is 'd', expected one of the config's assets: a, b, c$"):
+            function()
     assert not (tmp_path / "out.json").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -45,11 +46,19 @@ def test_the_study_is_planned_with_no_asset_present(tmp_path, study, sheet):
     assert plan.returncode == 0, plan.stderr[-2000:]
     found, runs = counts(plan.stdout + plan.stderr), pd.read_csv(ROOT / "config" / "runs" / f"{sheet}.tsv", sep="\t")
     config = yaml.safe_load((ROOT / "config" / f"{study}.yaml").read_text())
+    parts = [math.ceil(n / config["compute"]["shard_size"]) for n in runs["n"]]
     assert found["asset"] == len(config["assets"])
-    assert (found["sample"], found["describe"], found["convert_unet"]) == (len(runs), len(runs) + 2, 1)
-    assert found["prior"] == 4
-    assert not {"fetch", "train_unet"} & found.keys()
+    assert (found.get("sample", 0), found["sample_shard"], found["join"]) == (parts.count(1), sum(n for n in parts if n > 1), sum(n > 1 for n in parts))
+    assert (found["describe"], found["convert_unet"], found["prior"]) == (len(runs) + 2, 1, 4)
+    assert not {"fetch", "fetch_asset", "train_unet"} & found.keys()
     assert set(runs.query("tables.str.contains('table1')")["n"]) == {50000 if sheet == "paper50k" else 5000}
+
+
+def test_the_study_in_miniature_has_every_rule_of_the_whole(tmp_path):
+    checkout(tmp_path)
+    write_all(tmp_path / "assets" / "mini")
+    whole, mini = (snakemake(tmp_path, "-n", config=config) for config in ("config/paper.yaml", MINI))
+    assert counts(whole.stdout).keys() == counts(mini.stdout).keys()
 
 
 def test_both_readings_of_40_and_every_resolution_of_the_prior_are_runs():

@@ -19,6 +19,7 @@ FLOORS = {
     "ideas": ("dag.guidance", "dag.controls", "dag.sampling", "dag.heads", "dag.estimators", "dag.training"),
     "foundations": (
         "dag.accelerator",
+        "dag.processes",
         "dag.diffusion",
         "dag.unet",
         "dag.weights",

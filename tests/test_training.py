@@ -1,4 +1,4 @@
-"""The training loop: the arithmetic of a loop written out, exact resume after any death, several processes, and what it refuses."""
+"""The training loop: the arithmetic of a loop written out, parts of a batch, exact resume after any death, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from dag.diffusion import Diffusion
 from dag.interruption import Interrupted
-from dag.training import Ema, OtherState, Recipe, denoising_loss, fit, generator, in_processes
+from dag.training import Ema, OtherState, Recipe, denoising_loss, fit, generator, noised
 
 RECIPE = Recipe(steps=12, batch_size=4, learning_rate=1e-2, warmup=3, weight_decay=0.01, ema=0.9, seed=3, save_every=4)
 
@@ -91,6 +90,31 @@ def test_fit_is_the_loop_written_out(tmp_path, precision):
     assert all(torch.equal(v, average[k]) for k, v in trained.state_dict().items())
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_add_up_to_it(tmp_path, parts):
+    """The mean of the parts' means is the mean, up to the order of float32 sums. No batch norm: its statistics are a part's own."""
+
+    def objective(model: nn.Module, data: tuple, numbers: torch.Generator) -> torch.Tensor:
+        assert len(data[0]) == len(data[1]) == 4 // count
+        return (model(data[0]) - data[1]).square().mean()
+
+    def pairs(step: int) -> tuple:
+        return batch(step), batch(step).flip(-1)
+
+    ends = []
+    for count in (1, parts):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.ConvTranspose2d(4, 1, 3))
+        (tmp_path / str(count)).mkdir()
+        ends.append(
+            train(tmp_path / str(count), Recipe(**{**vars(RECIPE), "gradient_accumulation_steps": count}), data=pairs, objective=objective, model=model)
+        )
+    for one, other in zip(*(end.parameters() for end in ends), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    logs = [[json.loads(line) for line in (tmp_path / str(count) / "net.log.jsonl").read_text().splitlines()] for count in (1, parts)]
+    assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-5)
+
+
 def test_training_learns_and_logs(tmp_path):
     trained = train(tmp_path, Recipe(**{**vars(RECIPE), "steps": 60}))
     rows = [json.loads(line) for line in (tmp_path / "net.log.jsonl").read_text().splitlines()]
@@ -145,7 +169,7 @@ class Recorder(nn.Module):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_denoising_loss_is_that_of_its_target(kind):
     diffusion, model, x_start = Diffusion(), Recorder(), torch.rand(8, 1, 16, 16) * 2 - 1
-    value = denoising_loss(diffusion, kind)(model, x_start, torch.Generator().manual_seed(1))
+    value = denoising_loss(diffusion, kind)(model, noised(x_start, diffusion, torch.Generator().manual_seed(1)), generator(0, 0))
     x_t, t = model.seen[0]
     abar = torch.as_tensor(diffusion.alphas_cumprod)[t].reshape(-1, 1, 1, 1)
     noise = (x_t - abar**0.5 * x_start) / (1 - abar) ** 0.5
@@ -153,9 +177,7 @@ def test_denoising_loss_is_that_of_its_target(kind):
     assert float(value) == pytest.approx(float(target.square().mean()), rel=1e-3)
     assert float(noise.std()) == pytest.approx(1, abs=0.1)
     assert (t // 125).tolist() == list(range(8))  # one in each eighth of the range
-    again = Recorder()
-    denoising_loss(diffusion, kind)(again, x_start, torch.Generator().manual_seed(2))
-    assert not torch.equal(again.seen[0][1], t)
+    assert not torch.equal(noised(x_start, diffusion, torch.Generator().manual_seed(2))[1], t)
 
 
 # ---- resume
@@ -209,6 +231,17 @@ def test_state_of_another_network_is_refused(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"saved by another network \(4\.weight was None, is \(1, 1, 1, 1\)\)"):
         train(tmp_path, model=make_model().append(nn.Conv2d(1, 1, 1)))
+
+
+def test_a_state_older_than_a_key_of_the_recipe_is_gone_on_from(tmp_path, whole):
+    with pytest.raises(Killed):
+        train(tmp_path, data=killed_at(9))
+    saved = torch.load(tmp_path / "net.state.pt")
+    del saved["recipe"]["gradient_accumulation_steps"]
+    torch.save(saved, tmp_path / "net.state.pt")
+    with pytest.raises(OtherState, match=r"gradient_accumulation_steps was 1, is 2"):
+        train(tmp_path, Recipe(**{**vars(RECIPE), "gradient_accumulation_steps": 2}))
+    assert same(train(tmp_path), whole)
 
 
 def test_state_saved_with_other_data_is_refused_by_fit_and_dropped_by_a_stage(tmp_path, whole):
@@ -345,90 +378,17 @@ def test_gradient_that_is_not_finite_never_reaches_the_saved_state(tmp_path, who
     ("change", "message"),
     [
         ({"precision": "fp16"}, "precision is 'fp16', expected 'fp32' or 'bf16'"),
-        ({"processes": 3}, "batch_size 4 does not divide by processes 3"),
+        ({"processes": 3}, "batch_size 4 does not divide by processes = 3"),
         ({"steps": 0}, "steps is 0, expected at least 1"),
         ({"save_every": 0}, "save_every is 0, expected at least 1"),
         ({"processes": 0}, "processes is 0, expected at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0, expected at least 1"),
+        ({"processes": 2, "gradient_accumulation_steps": 4}, r"batch_size 4 does not divide by processes x gradient_accumulation_steps = 8"),
     ],
 )
 def test_bad_recipes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**{**vars(RECIPE), **change})
-
-
-# ---- several processes
-
-
-def shared(model: nn.Module, data: torch.Tensor, numbers: torch.Generator) -> torch.Tensor:
-    """A loss without noise, which is drawn per process, and a mean over samples, so that shares of a batch add up to it."""
-    return (model(data) - data.flip(-1)).square().mean()
-
-
-def member(rank: int, folder: Path, objective, steps: int) -> None:
-    """One process's part, and an error of the second at its end. No batch norm: each process would have its own statistics."""
-    recipe = Recipe(**{**vars(RECIPE), "processes": 2, "steps": steps, "save_every": 3})
-    assert dist.get_world_size() == 2
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.ConvTranspose2d(4, 1, 3))
-    trained = train(folder, recipe, data=lambda step: batch(step).chunk(2)[rank], objective=objective, model=model)
-    torch.save(trained.state_dict(), folder / f"rank{rank}.pt")
-    dist.barrier()
-    if rank == 1:
-        raise ValueError("depth.far is 0, expected more")
-
-
-def alone(folder: Path) -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.ConvTranspose2d(4, 1, 3))
-    return train(folder, Recipe(**{**vars(RECIPE), "steps": 6}), objective=shared, model=model)
-
-
-def test_two_processes_equal_one_to_1e_5(tmp_path):
-    """At the same global batch: the mean of two means is the mean, up to the order of float32 sums. Both end with the same bits.
-
-    And a user's error in one of them arrives as it was.
-    """
-    expected = alone(tmp_path).state_dict()
-    folder = tmp_path / "two"
-    folder.mkdir()
-    with pytest.raises(ValueError, match=r"^depth\.far is 0, expected more$"):
-        in_processes(member, 2, folder, shared, 6)
-    first, second = (torch.load(folder / f"rank{rank}.pt") for rank in range(2))
-    for key, value in expected.items():
-        assert torch.equal(first[key], second[key])
-        torch.testing.assert_close(first[key], value, rtol=0, atol=1e-5)
-    assert len((folder / "net.log.jsonl").read_text().splitlines()) == 6  # one of them writes
-
-
-def asked_to_stop(rank: int, folder: Path) -> None:
-    """The parent is asked to stop while its second member computes step 5: whoever hands it on must leave a whole state behind."""
-
-    def signalled(model, data, numbers):
-        if rank == 1 and float(data[0, 0, 0, 0]) == float(batch(5).chunk(2)[1][0, 0, 0, 0]):
-            os.kill(os.getppid(), signal.SIGTERM)
-        return shared(model, data, numbers)
-
-    member(rank, folder, signalled, 12)
-
-
-def test_a_signal_reaches_all_processes_and_changes_no_bit(tmp_path):
-    for folder in (tmp_path / "whole", tmp_path / "stopped"):
-        folder.mkdir()
-    with pytest.raises(ValueError, match="depth"):
-        in_processes(member, 2, tmp_path / "whole", shared, 12)
-    with pytest.raises(Interrupted, match=r"stopped by SIGTERM; net saved its state after step \d+ of 12"):
-        in_processes(asked_to_stop, 2, tmp_path / "stopped")
-    assert 5 <= torch.load(tmp_path / "stopped" / "net.state.pt")["step"] < 12
-    with pytest.raises(ValueError, match="depth"):
-        in_processes(member, 2, tmp_path / "stopped", shared, 12)
-    ends = [torch.load(tmp_path / folder / "rank0.pt") for folder in ("whole", "stopped")]
-    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
-
-
-def test_one_process_is_this_one(tmp_path):
-    seen = []
-    in_processes(lambda rank, pid: seen.append((rank, pid == os.getpid())), 1, os.getpid())
-    assert seen == [(0, True)]
 
 
 def test_fit_says_nothing_when_all_is_well(tmp_path, capsys):

@@ -26,9 +26,7 @@ def asset(study: Study, *, name: str, out: Path) -> None:
 
     Raises FileNotFoundError that says where to get what is missing, ValueError for a file of another size or hash than the config states.
     """
-    if name not in study.config.get("assets", {}):
-        raise ValueError(f"name is {name!r}, expected one of the config's assets: {', '.join(study.config.get('assets', {})) or 'it has none'}")
-    entry = study["assets"][name]
+    entry = _entry(study, name)
     path = Path(entry["path"])
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; {how_to_get(study, name)}")
@@ -37,23 +35,27 @@ def asset(study: Study, *, name: str, out: Path) -> None:
         aside.write_text(json.dumps({"asset": name, **facts, "licence": entry["licence"]}, indent=1) + "\n")
 
 
-def fetch(study: Study) -> None:
-    """Download every asset of the config that is not there, into its place; what a broken download has brought stays and is gone on from.
+def fetch(study: Study, *, name: str) -> None:
+    """Download one of the config's `assets` into its place, unless it is there, and check it.
 
-    Raises FileNotFoundError at the end, naming the assets that have to be put there by hand or could not be reached.
+    What a broken download has brought stays and is gone on from. Raises FileNotFoundError for one that has to be put there by hand or could not
+    be had, ValueError for one of another size or hash than the config states.
     """
-    missing = []
-    for name, entry in study.config.get("assets", {}).items():
-        path = Path(entry["path"])
-        if not path.exists():
-            try:
-                _fetch(entry, path)
-            except (OSError, ValueError) as error:
-                missing.append(f"{name}: {error}" if "by_hand" not in entry else f"{name}: {how_to_get(study, name)}")
-                continue
-        check(path, entry)
-    if missing:
-        raise FileNotFoundError("; ".join(missing))
+    entry = _entry(study, name)
+    path = Path(entry["path"])
+    if not path.exists():
+        try:
+            _fetch(entry, path)
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(f"{name}: {how_to_get(study, name) if 'by_hand' in entry else error}") from None
+    check(path, entry)
+
+
+def _entry(study: Study, name: str) -> dict:
+    assets = study.config.get("assets", {})
+    if name not in assets:
+        raise ValueError(f"name is {name!r}, expected one of the config's assets: {', '.join(assets) or 'it has none'}")
+    return assets[name]
 
 
 def how_to_get(study: Study, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Stages describe (judge and describe pictures), measure (distances between sets of them), scale (the sweep's optimum) and geometry."""
+"""Stages describe (judge and describe pictures), moments (of the reference), measure (distances to it), scale (the sweep's optimum) and geometry."""
 
 from __future__ import annotations
 
@@ -90,13 +90,29 @@ OTHERS = {
 _RESAMPLED = {"resamples": 200, "permutations": 199}
 
 
-def measure(study: Study, *, runs: list[str], judged: list[Path], reference: Path, out: Path, real: Path | None = None, earlier: Path | None = None) -> None:
+def moments(study: Study, *, reference: Path, out: Path) -> None:
+    """Mean and covariance of the reference pictures' features: what FID and dFID of every run are distances to.
+
+    The file holds, for each kind of features, <kind>_mu (d,) and <kind>_sigma (d, d), float64, and n, how many pictures they are of.
+    """
+    from dag.metrics import distances
+
+    started, truth = time.time(), read(reference)
+    arrays = {f"{key}_{name}": array for key in FEATURES.values() for name, array in zip(("mu", "sigma"), distances.moments(truth[key]), strict=True)}
+    with writing(out) as aside:
+        np.savez(aside, n=len(truth["seeds"]), **arrays)
+    write_provenance(out, study, started)
+
+
+def measure(
+    study: Study, *, runs: list[str], judged: list[Path], reference: Path, moments: Path, out: Path, real: Path | None = None, earlier: Path | None = None
+) -> None:
     """FID and dFID of runs with intervals, each run beside the unguided one of its kind, and more distances for those of table 1.
 
-    judged: one file per run, in the order of runs. real: held-out real pictures, the floor. earlier: distances already
-    measured, which the table is to hold too.
+    judged: one file per run, in the order of runs. moments: of the reference, for Fréchet distances. real: held-out real pictures, the floor.
+    earlier: distances already measured, which the table is to hold too.
     """
-    from dag.metrics.distances import Reference, moments, paired_bootstrap
+    from dag.metrics.distances import Reference, paired_bootstrap
 
     started = time.time()
     files = dict(zip(runs, map(read, judged), strict=True))
@@ -104,7 +120,8 @@ def measure(study: Study, *, runs: list[str], judged: list[Path], reference: Pat
         files["real"] = read(real)
     truth, section, rows = read(reference), study["evaluation"], []
     label = f"{section['extractor']}-{section['dims']}@{section['resolution']}"
-    moments_of = {key: Reference(*moments(truth[key])) for key in FEATURES.values()}
+    known = read(moments)
+    moments_of = {key: Reference(known[f"{key}_mu"], known[f"{key}_sigma"]) for key in FEATURES.values()}
 
     def estimate(name: str, metric: str, key: str, against, /, **options) -> None:
         baseline = study.baseline_of(name) if name != "real" else None

@@ -18,10 +18,11 @@ from dag.data.depth import DepthCoding
 from dag.data.features import FeatureFile, write_features
 from dag.data.images import to_tensor
 from dag.diffusion import Diffusion
+from dag.processes import in_processes, team
 from dag.stages.artefacts import write_csv, write_provenance
 from dag.stages.data import read
 from dag.stages.study import Study
-from dag.training import OtherState, Recipe, denoising_loss, fit, generator
+from dag.training import OtherState, Recipe, denoising_loss, fit, generator, noised
 
 # Streams of random choices that are no part of a training's own seed.
 _BATCHES, _HEADS = 101, 102
@@ -51,9 +52,13 @@ def train(network: torch.nn.Module, loss, batch, recipe: Recipe, out: Path, data
     try:
         return fit(network, loss, batch, recipe, **files)
     except OtherState as error:
-        warnings.warn(f"{error}; starting again", stacklevel=2)
-        for file in saved_beside(out):
-            file.unlink()
+        shared = team(recipe.processes)
+        shared.wait_for_everyone()  # to read it
+        if shared.process_index == 0:
+            warnings.warn(f"{error}; starting again", stacklevel=2)
+            for file in saved_beside(out):
+                file.unlink()
+        shared.wait_for_everyone()  # until it is gone
         network.load_state_dict(start)
         return fit(network, loss, batch, recipe, **files)
 
@@ -188,28 +193,39 @@ def prior(study: Study, *, resolution: int, data: Path, out: Path, pixels: Liter
     """Train the diffusion prior over depth maps at one resolution, on depth alone.
 
     pixels: "in_place", or "shuffled", a control: a prior over depth maps whose pixels lie in random order.
+    Several processes (prior.training.processes) share every batch: up to rounding they train as one does.
     """
+    if pixels not in ("in_place", "shuffled"):
+        raise ValueError(f"--pixels is {pixels!r}, expected in_place or shuffled")
+    recipe = Recipe(**study["prior"]["training"])
+    in_processes(_prior, recipe.processes, study, recipe, resolution, data, out, pixels)
+
+
+def _prior(rank: int, study: Study, recipe: Recipe, resolution: int, data: Path, out: Path, pixels: str) -> None:
     import torch.nn.functional as F
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     from dag.controls import shuffled_pixels
     from dag.weights import save_unet
 
-    if pixels not in ("in_place", "shuffled"):
-        raise ValueError(f"--pixels is {pixels!r}, expected in_place or shuffled")
     started = time.time()
     depth = coding(study).encode(torch.from_numpy(read(data, "depth")["depth"]))[:, None]
     depth = F.interpolate(depth, size=(resolution, resolution), mode="area")
     if pixels == "shuffled":
         depth = shuffled_pixels(depth)
-    recipe = Recipe(**study["prior"]["training"])
     torch.manual_seed(recipe.seed)
     network = UNet2DModel(sample_size=resolution, in_channels=1, out_channels=1, **study["prior"]["architecture"])
     kind, diffusion = study["prior"]["prediction_type"], Diffusion()
-    train(network, denoising_loss(diffusion, kind), lambda step: depth[pick(step, len(depth), recipe.batch_size)], recipe, out, kind + contents(depth))
-    save_unet(network, out, prediction_type=kind, diffusion=diffusion, dtype=torch.float32)
-    write_provenance(out, study, started, resolution=resolution, depth_maps=len(depth), pixels=pixels)
-    finished(out)
+
+    def batch(step: int) -> tuple[torch.Tensor, ...]:
+        whole = noised(depth[pick(step, len(depth), recipe.batch_size)], diffusion, generator(recipe.seed, step))
+        return tuple(part.chunk(recipe.processes)[rank] for part in whole)
+
+    train(network, denoising_loss(diffusion, kind), batch, recipe, out, kind + contents(depth))
+    if rank == 0:
+        save_unet(network, out, prediction_type=kind, diffusion=diffusion, dtype=torch.float32)
+        write_provenance(out, study, started, resolution=resolution, depth_maps=len(depth), pixels=pixels)
+        finished(out)
 
 
 def judge(study: Study, *, out: Path, data: Path | None = None) -> None:

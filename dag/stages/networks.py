@@ -34,11 +34,17 @@ _DESCRIBED = ("architecture", "prediction_type", "training")
 
 
 def _training(name: str, training: Mapping) -> Iterator[str]:
-    processes, size = training.get("processes", 1), training["batch_size"]
-    if name != "unet" and processes != 1:
-        yield f"{name}.training.processes is {processes}, expected 1: only the U-Net's training shares its batches"
-    elif size % processes:
-        yield f"{name}.training.processes is {processes}, expected a divisor of {name}.training.batch_size {size}"
+    size, parts = training["batch_size"], 1
+    for key in ("processes", "gradient_accumulation_steps"):
+        count = training.get(key, 1)
+        if name not in ("unet", "prior") and count != 1:
+            yield f"{name}.training.{key} is {count}, expected 1: only the trainings of U-Net and priors divide their batches"
+            return
+        parts *= count
+        if size % parts:
+            whole = f"batch_size {size}" if parts == count else f"batch_size {size} / processes {parts // count}"
+            yield f"{name}.training.{key} is {count}, expected a divisor of {name}.training.{whole}"
+            return
 
 
 def _architecture(name: str, architecture: Mapping) -> Iterator[str]:

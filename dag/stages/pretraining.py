@@ -15,11 +15,12 @@ from dag.accelerator import here
 from dag.data.images import to_tensor
 from dag.data.squares import RandomSquares
 from dag.diffusion import Diffusion
+from dag.processes import in_processes
 from dag.stages.artefacts import write_csv, write_provenance, writing
 from dag.stages.data import pictures
 from dag.stages.models import saved_beside
 from dag.stages.study import Study
-from dag.training import Recipe, denoising_loss, fit, in_processes
+from dag.training import Recipe, denoising_loss, fit, generator, noised
 
 
 def pretrain(study: Study, *, out: Path) -> None:
@@ -50,9 +51,10 @@ def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path) -> None:
 
     squares, data = training_squares(study)
 
-    def batch(step: int) -> torch.Tensor:
+    def batch(step: int) -> tuple[torch.Tensor, ...]:
         start = step * recipe.batch_size + rank * share
-        return to_tensor(squares(np.arange(start, start + share)))
+        # Each process draws scenes and noise of its own share alone: models/rooms32 was trained so.
+        return noised(to_tensor(squares(np.arange(start, start + share))), diffusion, generator(recipe.seed, step, rank))
 
     state, log = saved_beside(out)
     if rank == 0 and not state.exists():

@@ -26,6 +26,11 @@ def asked(study: Study, stage: str, side: int | None = None) -> dict:
     return {"mem_mb": lambda wildcards, attempt: attempt * math.ceil(mib), "runtime": lambda wildcards, attempt: attempt * math.ceil(minutes)}
 
 
+def processes(study: Study, section: str) -> int:
+    """How many processes share the training of a network, a config section like "unet": each with a thread, and a GPU where there are any."""
+    return study[section].get("training", {}).get("processes", 1)
+
+
 def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     """MiB and 10^9 operations."""
     batch, unet = study["sampling"]["batch_size"], study.unet_architecture()
@@ -61,8 +66,9 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
         architecture = unet
     data = 0 if stage == "train_unet" else counts.get(stage, 0) * _PICTURE * size**2
     trainings = study["downstream"]["seeds"] if stage == "downstream" else 1
-    # Each process of a training has its own Python.
-    memory = START_MIB * recipe.get("processes", 1) + data + 2 * recipe["batch_size"] * activations(architecture, size)
+    # Each process of a training has its own Python and data, and keeps activations for one part of its share at a time.
+    at_once = recipe["batch_size"] / recipe.get("gradient_accumulation_steps", 1)
+    memory = (START_MIB + data) * processes(study, section) + 2 * at_once * activations(architecture, size)
     return memory, trainings * recipe["steps"] * recipe["batch_size"] * 3 * operations(architecture, size)
 
 

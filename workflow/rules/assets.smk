@@ -16,9 +16,20 @@ rule asset:
         "{params.command} --name {wildcards.name} --out {output} 2> {log}"
 
 
-rule fetch:
+# `snakemake fetch` asks for each of them; nothing else does. Whether one is there is looked up anew every time: the mark is temporary.
+rule fetch_asset:
+    output:
+        temp(touch(f"{RESULTS}/assets/{{name}}.fetched")),
+    wildcard_constraints:
+        name="|".join(config.get("assets", {})) or "none",
     localrule: True
     params:
         command=dag("fetch"),
     shell:
-        "{params.command}"
+        "{params.command} --name {wildcards.name}"
+
+
+rule fetch:
+    input:
+        expand(f"{RESULTS}/assets/{{name}}.fetched", name=config.get("assets", {})),
+    localrule: True

@@ -9,7 +9,7 @@ sys.path.insert(0, workflow.basedir)
 
 from dag.data.domain import DOMAINS
 from dag.stages.artefacts import code_hash
-from dag.stages.resources import asked
+from dag.stages.resources import asked, processes
 from dag.stages.study import Study, StudyError
 
 try:
@@ -125,3 +125,5 @@ def prior_name(run):
 SWEEP = measured("fig8")
 FINAL = [r for r in RUNS.index if r not in SWEEP]
 MEASUREMENTS = [f"{RESULTS}/metrics/distances.csv", f"{RESULTS}/metrics/runs.csv", f"{RESULTS}/samples/trajectory.npz"]
+# Of the reference pictures.
+MOMENTS = f"{RESULTS}/metrics/moments.npz"

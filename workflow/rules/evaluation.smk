@@ -25,10 +25,29 @@ rule describe:
         "{params.command} --pictures {input.pictures} --unet {input.unet} --heads {input.heads} --judge {input.judge} --out {output.described} 2> {log}"
 
 
+# What FID and dFID of every run are distances to.
+rule moments:
+    input:
+        f"{RESULTS}/judged/reference.npz",
+    output:
+        MOMENTS,
+    log:
+        f"{RESULTS}/logs/moments/moments.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/moments/moments.tsv"
+    threads: 1
+    params:
+        command=dag("moments"),
+        stamp=stamp("evaluation"),
+    shell:
+        "{params.command} --reference {input} --out {output} 2> {log}"
+
+
 rule measure_sweep:
     input:
         judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=SWEEP),
         reference=f"{RESULTS}/judged/reference.npz",
+        moments=MOMENTS,
     output:
         f"{RESULTS}/metrics/sweep.csv",
     log:
@@ -41,7 +60,7 @@ rule measure_sweep:
         runs=SWEEP,
         stamp=stamp("evaluation", "evaluation"),
     shell:
-        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --out {output} 2> {log}"
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments} --out {output} 2> {log}"
 
 
 # The study's instruments, asked what is known beforehand: it ends here when one is off.
@@ -103,6 +122,7 @@ rule measure:
     input:
         judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=FINAL),
         reference=f"{RESULTS}/judged/reference.npz",
+        moments=MOMENTS,
         real=f"{RESULTS}/judged/real.npz",
         sweep=f"{RESULTS}/metrics/sweep.csv" if SWEEP else [],
     output:
@@ -118,7 +138,7 @@ rule measure:
         earlier=f"--earlier {RESULTS}/metrics/sweep.csv" if SWEEP else "",
         stamp=stamp("evaluation", "evaluation"),
     shell:
-        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference}"
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments}"
         " --real {input.real} {params.earlier} --out {output} 2> {log}"
 
 

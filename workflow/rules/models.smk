@@ -30,10 +30,10 @@ else:
             f"{RESULTS}/logs/train_unet/unet.log",
         benchmark:
             f"{RESULTS}/benchmarks/train_unet/unet.tsv"
-        threads: config["unet"].get("training", {}).get("processes", 1)
+        threads: processes(STUDY, "unet")
         resources:
             **asked(STUDY, "train_unet"),
-            gpu=GPU,
+            gpu=GPU * processes(STUDY, "unet"),
         params:
             command=dag("pretrain"),
             stamp=f"{domain_stamp('pretraining', 'unet')}-{config['data']['unet']}",
@@ -129,10 +129,10 @@ rule prior:
         f"{RESULTS}/benchmarks/prior/{{resolution}}{{shuffled}}.tsv"
     wildcard_constraints:
         shuffled="|_shuffled",
-    threads: 1
+    threads: processes(STUDY, "prior")
     resources:
         **asked(STUDY, "prior", max(config["prior"]["resolutions"])),
-        gpu=GPU,
+        gpu=GPU * processes(STUDY, "prior"),
     params:
         command=dag("prior"),
         pixels=lambda w: "shuffled" if w.shuffled else "in_place",

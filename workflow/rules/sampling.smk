@@ -18,6 +18,8 @@ def prior_of(wildcards):
 
 SHARDS = {run: split(RUNS.first_seed[run], RUNS.n[run], STUDY.compute["shard_size"]) for run in RUNS.index}
 SPLIT = [run for run in RUNS.index if len(SHARDS[run]) > 1]
+# Whatever is wrong with an asset, or with the networks of others that judge and describe, shows before the first of the long jobs.
+CHECKED = [*ASSETS, *([MOMENTS] if "weights" in config["evaluation"] or "model" in config["judge"] else [])]
 # Names of all sampling jobs: the run, or run/first seed for each of its shards.
 DRAWN = [part for run in RUNS.index for part in ([f"{run}/{first}" for first, _ in SHARDS[run]] if run in SPLIT else [run])]
 
@@ -28,8 +30,7 @@ rule sample:
         heads=heads_of,
         prior=prior_of,
         scale=scale_of,
-        # Whatever is wrong with an asset shows before the first of the long jobs.
-        assets=[ancient(asset) for asset in ASSETS],
+        checked=[ancient(file) for file in CHECKED],
     output:
         # Not removed before the job: where a run grows, it draws only what is not there.
         samples=update(f"{RESULTS}/samples/{{run}}.npz"),
