@@ -217,6 +217,7 @@ def drawings(root, tables):
     import figure_blocks
     import figure_guidance
     import figure_labels
+    import figure_pairs
     import figure_points
     import figure_samples
     import figure_scale
@@ -235,6 +236,7 @@ def drawings(root, tables):
         "fig4b": lambda: figure_labels.draw(tables["fig4b_labels"].frame),
         "fig5": lambda: figure_guidance.draw(*figure_guidance.load(Files, 6), 70),
         "fig6": lambda: figure_points.draw(*figure_guidance.load(Files, 3), 70),
+        "fig7": lambda: figure_pairs.draw(*figure_pairs.load(Files.unguided, Files.guided)),
         "fig8": lambda: figure_scale.draw(tables["fig8_scale"].frame),
         "samples": lambda: figure_samples.draw(figure_samples.load(str(root / "data/heldout.npz"), samples)),
     }
@@ -284,6 +286,31 @@ def test_table1_has_the_four_rows_their_intervals_and_the_floor(tables):
     assert ddim["seconds_per_sample"].notna().all()
     assert "not comparable" in tables["table1_guidance"].markdown()
     assert "15.71" not in frame.to_csv()  # published numbers stay out of ours
+
+
+def test_table2_is_the_same_comparison_under_its_own_name(study, tables):
+    import table_distances
+    import table_guidance
+
+    runs, distances = pd.read_csv(study / "metrics/runs.csv"), pd.read_csv(study / "metrics/distances.csv")
+    runs["tables"] = runs["tables"].str.replace("table1", "table2")
+    for name, table in (
+        ("table1_guidance", table_guidance.build(runs, distances, published(), "table2")),
+        ("table1_distances", table_distances.build(runs, distances, "table2")),
+    ):
+        pd.testing.assert_frame_equal(table.frame, tables[name].frame)
+        assert "Table 2" in table.markdown()
+    assert "17.69" in table_guidance.build(runs, distances, published(), "table2").markdown()
+
+
+def test_pairs_of_fig7_are_of_the_same_seeds_below_each_other(figures):
+    from figure_pairs import SEEDS
+
+    panels = [panel.images[0].get_array() for panel in figures["fig7"]().axes if panel.images]
+    assert len(panels) == 2 * SEEDS
+    with_noise, less = np.stack(panels).reshape(2, 2, SEEDS // 2, 32, 32, 3).astype(float).transpose(1, 0, 2, 3, 4, 5)
+    apart = np.abs(with_noise - less).mean((2, 3, 4))
+    assert apart.max() < 30 < np.abs(with_noise - less[::-1]).mean()
 
 
 def test_numbers_of_another_protocol_get_a_block_of_their_own(study):
@@ -382,7 +409,7 @@ def test_copies_of_training_pictures_are_found():
     assert len(figure.axes) == 2 * 4 * 10
 
 
-ALL_FIGURES = ["fig4a", "fig6", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4b", "fig5", "fig8", "samples"))]
+ALL_FIGURES = ["fig4a", "fig6", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4b", "fig5", "fig7", "fig8", "samples"))]
 
 
 @pytest.mark.parametrize("name", ALL_FIGURES)
@@ -502,6 +529,7 @@ def stamp(stage, *sections):
     return stage
 
 
+COMPARISON, COMPARED = "table1", measured("table1")
 SWEEP = measured("fig8")
 USES, DRAWN, SPLIT, LABELLED, IMPORTED = list(config["data"]), list(RUNS.index), [], False, False
 USES, LABELLED, IMPORTED = sorted(set(config["data"]) - {{"unet"}}), False, False

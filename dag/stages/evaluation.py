@@ -81,7 +81,8 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
 
 # What a distance compares: the judge's depth, the depth that the guidance's own strong head reads, the image.
 FEATURES = {"dfid": "depth_features", "dfid_strong": "strong_features", "fid": "image_features"}
-# Other distances, for the runs of table 1 alone: features and metric. Cheaper resampling, for what they cost.
+COMPARISONS = {"table1", "table2"}
+# Other distances, for the runs that these tables compare: features and metric. Cheaper resampling, for what they cost.
 OTHERS = {
     f"{prefix}{metric}": (key, metric)
     for prefix, key in (("d", "depth_features"), ("", "image_features"))
@@ -107,7 +108,7 @@ def moments(study: Study, *, reference: Path, out: Path) -> None:
 def measure(
     study: Study, *, runs: list[str], judged: list[Path], reference: Path, moments: Path, out: Path, real: Path | None = None, earlier: Path | None = None
 ) -> None:
-    """FID and dFID of runs with intervals, each run beside the unguided one of its kind, and more distances for those of table 1.
+    """FID and dFID of runs with intervals, each run beside the unguided one of its kind, and more distances for those of table 1 or 2.
 
     judged: one file per run, in the order of runs. moments: of the reference, for Fréchet distances. real: held-out real pictures, the floor.
     earlier: distances already measured, which the table is to hold too.
@@ -132,7 +133,7 @@ def measure(
     for metric, key in FEATURES.items():
         for name in tqdm(files, desc=metric, unit="run", disable=None):
             estimate(name, metric, key, moments_of[key], resamples=section["resamples"])
-    shown = [name for name in files if name == "real" or "table1" in study.runs.tables[name].split(",")]
+    shown = [name for name in files if name == "real" or COMPARISONS & set(study.runs.tables[name].split(","))]
     for metric, (key, kind) in OTHERS.items():
         for name in tqdm(shown, desc=metric, unit="run", disable=None):
             against = moments_of[key] if kind == "fd_infinity" else truth[key]

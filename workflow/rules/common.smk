@@ -122,6 +122,9 @@ def prior_name(run):
     return f"{RUNS.prior[run]}{'_shuffled' if RUNS.control[run] == 'shuffled_prior' else ''}"
 
 
+# The comparison of guidances: the paper has one table for each of its two domains.
+COMPARISON = "table2" if measured("table2") else "table1"
+COMPARED = measured(COMPARISON)
 SWEEP = measured("fig8")
 FINAL = [r for r in RUNS.index if r not in SWEEP]
 MEASUREMENTS = [f"{RESULTS}/metrics/distances.csv", f"{RESULTS}/metrics/runs.csv", f"{RESULTS}/samples/trajectory.npz"]

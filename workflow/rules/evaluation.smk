@@ -83,7 +83,7 @@ rule known_answers:
 
 rule geometry:
     input:
-        judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=["real", *measured("table1")]),
+        judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=["real", *COMPARED]),
         heldout=f"{RESULTS}/data/heldout.npz",
     output:
         f"{RESULTS}/metrics/geometry.csv",
@@ -94,7 +94,7 @@ rule geometry:
     threads: 1
     params:
         command=dag("geometry"),
-        runs=["real", *measured("table1")],
+        runs=["real", *COMPARED],
         stamp=stamp("evaluation", "figures.fov_degrees"),
     shell:
         "{params.command} --runs {params.runs} --judged {input.judged} --heldout {input.heldout} --out {output} 2> {log}"

@@ -30,23 +30,24 @@ def figure_runs(folder):
     return {side: f"{RESULTS}/{folder}/{config['figures'][side]}.npz" for side in ("unguided", "guided")}
 
 
+TITLE = COMPARISON.replace("table", "Table ")
 # Box rooms are what this geometry measures.
-GEOMETRY = config["domain"]["name"] == "rooms" and bool(measured("table1"))
+GEOMETRY = config["domain"]["name"] == "rooms" and bool(COMPARED)
 # What a model repeats can be asked where its training pictures are few.
 MEMORY = not STUDY.drawn
 # A table of runs exists where the run sheet asks for it.
 TABLES = expand(
     f"{RESULTS}/tables/{{table}}.{{kind}}",
     table=["fig4a_blocks", "fig4b_labels", "table4_downstream", "known_answers"]
-    + [name for name in ("table1_guidance", "table3_prior_resolution", "fig8_scale", "controls", "sensitivity") if measured(name.split("_")[0])]
-    + ["table1_distances"] * bool(measured("table1"))
+    + [f"{COMPARISON}_{name}" for name in ("guidance", "distances") if COMPARED]
+    + [name for name in ("table3_prior_resolution", "fig8_scale", "controls", "sensitivity") if measured(name.split("_")[0])]
     + ["geometry"] * GEOMETRY
     + ["memorisation"] * MEMORY,
     kind=["csv", "md", "tex"],
 )
 FIGURES = expand(
     f"{RESULTS}/figures/{{figure}}.{{kind}}",
-    figure=["fig3", "fig4a", "fig4b", "fig5", "fig6", "samples"] + ["fig8"] * bool(SWEEP),
+    figure=["fig3", "fig4a", "fig4b", "fig5", "fig6", "samples"] + ["fig7"] * bool(measured("table2")) + ["fig8"] * bool(SWEEP),
     kind=["png", "svg"],
 )
 # On no page: it shows training pictures.
@@ -93,6 +94,7 @@ localrules:
     figure_blocks,
     figure_labels,
     figure_guidance,
+    figure_pairs,
     figure_points,
     figure_scale,
     figure_samples,
@@ -133,9 +135,10 @@ rule table_guidance:
         distances=f"{RESULTS}/metrics/distances.csv",
         published="config/published.tsv",
     output:
-        **table("table1_guidance"),
-        csv=report(f"{RESULTS}/tables/table1_guidance.csv", caption="../report/table1.rst", category="Tables", labels={"name": "Table 1"}),
+        **table(f"{COMPARISON}_guidance"),
+        csv=report(f"{RESULTS}/tables/{COMPARISON}_guidance.csv", caption="../report/guidance.rst", category="Tables", labels={"name": TITLE}),
     params:
+        table=COMPARISON,
         dataset=config.get("published"),
         look=look("run_rows", "table_format"),
     script:
@@ -215,11 +218,12 @@ rule table_distances:
         runs=f"{RESULTS}/metrics/runs.csv",
         distances=f"{RESULTS}/metrics/distances.csv",
     output:
-        **table("table1_distances"),
+        **table(f"{COMPARISON}_distances"),
         csv=report(
-            f"{RESULTS}/tables/table1_distances.csv", caption="../report/table1_distances.rst", category="Tables", labels={"name": "Table 1, other distances"}
+            f"{RESULTS}/tables/{COMPARISON}_distances.csv", caption="../report/distances.rst", category="Tables", labels={"name": f"{TITLE}, other distances"}
         ),
     params:
+        table=COMPARISON,
         look=look("run_rows", "table_format"),
     script:
         "../scripts/table_distances.py"
@@ -232,7 +236,7 @@ rule table_geometry:
         **table("geometry"),
         csv=report(f"{RESULTS}/tables/geometry.csv", caption="../report/geometry.rst", category="Tables", labels={"name": "Geometry"}),
     params:
-        baselines={run: STUDY.baseline_of(run) for run in measured("table1") if STUDY.baseline_of(run)},
+        baselines={run: STUDY.baseline_of(run) for run in COMPARED if STUDY.baseline_of(run)},
         look=look("table_format"),
     script:
         "../scripts/table_geometry.py"
@@ -314,6 +318,18 @@ rule figure_guidance:
         look=look("style") + code_hash("data.geometry"),
     script:
         "../scripts/figure_guidance.py"
+
+
+rule figure_pairs:
+    input:
+        **figure_runs("samples"),
+    output:
+        png=report(f"{RESULTS}/figures/fig7.png", caption="../report/fig7.rst", category="Figures", labels={"name": "Fig. 7"}),
+        svg=f"{RESULTS}/figures/fig7.svg",
+    params:
+        look=look("style"),
+    script:
+        "../scripts/figure_pairs.py"
 
 
 rule figure_points:

@@ -36,6 +36,7 @@ NAMES = {
     "fig4b": "Depth by labels",
     "fig5": "Samples, depth, normals",
     "fig6": "Point clouds",
+    "fig7": "Same seeds, unguided above guided",
     "fig8": "Scale of guidance",
 }
 
@@ -139,8 +140,9 @@ def _captions(paths: Sequence[str], config: dict) -> dict[str, str]:
 
 
 def _caption(texts: Mapping[str, str], name: str) -> str:
-    """Caption of a table: of its own name, or of the part before the first underscore (table1_guidance: table1)."""
-    return texts.get(name, texts.get(name.partition("_")[0], ""))
+    """Caption of a table: of its own name, or of the part before or after the first underscore (fig8_scale: fig8, table1_guidance: guidance)."""
+    before, _, after = name.partition("_")
+    return next((texts[part] for part in (name, before, after) if part in texts), "")
 
 
 def _figure(path: str, texts: Mapping[str, str]) -> dict[str, str]:
@@ -178,9 +180,9 @@ def _records(runs: pd.DataFrame, provenance: Mapping[str, dict]) -> dict[str, di
 
 
 def _summary(tables: Mapping[str, page_tables.ShownTable], runs: pd.DataFrame, config: dict) -> dict:
-    """Headline, findings by verdict, and the differences of table 1 as bars on a common scale."""
+    """Headline, findings by verdict, and the differences of table 1 or 2 as bars on a common scale."""
     found = page_summary.findings(tables, runs, config["heads"]["guide"], _pairs(config["downstream"], runs))
-    first = tables.get("table1_guidance")
+    first = next((tables[name] for name in ("table1_guidance", "table2_guidance") if name in tables), None)
     shown = page_summary.differences(first, runs) if first else []
     bars = [_bars(metric, [d for d in shown if d.metric == metric]) for metric in dict.fromkeys(d.metric for d in shown)]
     return {
@@ -190,6 +192,7 @@ def _summary(tables: Mapping[str, page_tables.ShownTable], runs: pd.DataFrame, c
         "verdicts": page_summary.VERDICTS,
         "shorts": {table.name: table.short for table in tables.values()},
         "floor": _floor(first) if first else [],
+        "table": first.name if first else "",
     }
 
 

@@ -1,4 +1,4 @@
-"""Other distances of the runs of table 1: FD-infinity, KID, precision and recall, of judged depth and of images."""
+"""Other distances of the runs of table 1, or 2: FD-infinity, KID, precision and recall, of judged depth and of images."""
 
 import pandas as pd
 import run_rows
@@ -9,9 +9,9 @@ _SCALE = {"kid": 1000}
 _OF = {"d": "Judged depth", "": "Images"}
 
 
-def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
-    """runs: metrics/runs.csv. distances: metrics/distances.csv."""
-    names = [*run_rows.select(runs, "table1")["run"], "real"]
+def build(runs: pd.DataFrame, distances: pd.DataFrame, table: str = "table1") -> Table:
+    """runs: metrics/runs.csv. distances: metrics/distances.csv. table: "table1" or "table2"."""
+    names = [*run_rows.select(runs, table)["run"], "real"]
     known = distances.set_index(["metric", "run"])
     blocks, parts = [], []
     for prefix, title in _OF.items():
@@ -31,7 +31,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
     how = "; ".join(f"{e}, {d} dimensions, n = {n}" for e, d, n in whole[run_rows.PROTOCOL].drop_duplicates().itertuples(index=False))
     return Table(
         whole[["of", *[c for c in whole.columns if c != "of"]]],
-        "Table 1 by other distances",
+        f"{table.replace('table', 'Table ')} by other distances",
         f"Features: {how}. FD∞: Fréchet distance extrapolated to infinitely many samples; KID: unbiased, polynomial kernel; precision and recall with k = 3. "
         "[95 % bootstrap intervals]; Δ: difference to the baseline of the same sampler and seeds, paired by seed; "
         f"* where p < {SIGNIFICANT} by permutation of the pairs (no p for FD∞) and the interval leaves out 0, "
@@ -42,4 +42,4 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`
-    build(pd.read_csv(job.input.runs), pd.read_csv(job.input.distances)).write(**job.output)
+    build(pd.read_csv(job.input.runs), pd.read_csv(job.input.distances), job.params.table).write(**job.output)

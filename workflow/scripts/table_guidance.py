@@ -1,4 +1,4 @@
-"""Table 1: each guidance alone and both together, against the unguided baseline."""
+"""Table 1, or 2: each guidance alone and both together, against the unguided baseline."""
 
 import pandas as pd
 import run_rows
@@ -8,9 +8,10 @@ _GUIDANCE = {(False, False): "baseline", (False, True): "dpg", (True, False): "d
 _SETTINGS = ["guidance", "run", "sampler", "steps", "w_dc", "w_dp"]
 
 
-def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame, dataset: str | None = None) -> Table:
-    """runs: metrics/runs.csv. distances: metrics/distances.csv. published: config/published.tsv. dataset: the published one that the study repeats."""
-    names = list(run_rows.select(runs, "table1")["run"])
+def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame, table: str = "table1", dataset: str | None = None) -> Table:
+    """runs: metrics/runs.csv. distances: metrics/distances.csv. published: config/published.tsv.
+    table: "table1" or "table2". dataset: the published one that the study repeats."""
+    names = list(run_rows.select(runs, table)["run"])
     frame = run_rows.measured(runs, distances, [*names, "real"])
     frame.insert(0, "guidance", [_guidance(row) for row in frame.itertuples()])
     csv = frame[[*_SETTINGS, *run_rows.NUMBERS, "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
@@ -20,9 +21,9 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame, 
     context = "Published, for context only: another domain, 256 × 256 pixels, another judge and extractor; not comparable with the numbers above."
     return Table(
         csv,
-        "Table 1: distances of guided and unguided samples to real images",
+        f"{table.replace('table', 'Table ')}: distances of guided and unguided samples to real images",
         run_rows.protocol_note(frame) + run_rows.OWN_HEAD + " real: held-out real images, the floor.",
-        [*run_rows.by_protocol(frame, columns), *(_repeated(published, dataset) if dataset else published_block(published, "table1", context))],
+        [*run_rows.by_protocol(frame, columns), *(_repeated(published, dataset) if dataset else published_block(published, table, context))],
     )
 
 
@@ -40,5 +41,6 @@ def _guidance(row) -> str:
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`
-    files = job.input
-    build(pd.read_csv(files.runs), pd.read_csv(files.distances), pd.read_csv(files.published, sep="\t", dtype=str), job.params.dataset).write(**job.output)
+    files, chosen = job.input, job.params
+    runs, distances, published = pd.read_csv(files.runs), pd.read_csv(files.distances), pd.read_csv(files.published, sep="\t", dtype=str)
+    build(runs, distances, published, chosen.table, chosen.dataset).write(**job.output)
