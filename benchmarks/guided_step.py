@@ -1,6 +1,6 @@
 """The guided step beside the unguided and the naive one, in one run: time, memory, exactness, and where a whole trajectory spends its time.
 
-python benchmarks/guided_step.py [--quick] [--write docs/performance.md]; --quick leaves out 256x256 and most of the trajectory.
+python benchmarks/guided_step.py [--parts 32x32 256x256 trajectory] [--quick] [--write docs/performance.md]
 """
 
 from __future__ import annotations
@@ -13,155 +13,23 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, and the naive step, which is the tests' oracle
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch  # noqa: E402
-import yaml  # noqa: E402
-from diffusers import UNet2DModel  # noqa: E402
-from naive import NaiveGuidance, NaiveHead, hooked_forward, naive_eps  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from trajectory import Profile, profile_trajectory  # noqa: E402
+import torch
+from steps import BLOCKS, DIFFUSION, HEADS, ROOT, STEPS, STUDY, Step, domain, guided
+from torch import Tensor
+from trajectory import Profile, profile_trajectory
 
-from dag.__main__ import keep_freed_memory  # noqa: E402
-from dag.diffusion import Diffusion, Prediction  # noqa: E402
-from dag.guidance import Consistency, DepthGuidance, Prior, UNetPredictor  # noqa: E402
-from dag.heads import build_heads  # noqa: E402
-from dag.sampling import SampleRNG  # noqa: E402
-from dag.unet import decoder_blocks, feature_shapes  # noqa: E402
-from dag.weights import load_unet  # noqa: E402
+from dag.__main__ import keep_freed_memory
+from dag.diffusion import Prediction
+from dag.guidance import UNetPredictor
+from dag.sampling import SampleRNG
 
-STUDY = yaml.safe_load((ROOT / "config" / "rooms.yaml").read_text())
-BLOCKS = {name: STUDY["heads"][name] for name in ("strong", "weak")}
-WEIGHTS, TAU = {"w_dc": 100.0, "w_dp": 100.0}, (300, 300)
-DIFFUSION = Diffusion()
-
-# google/ddpm-church-256: 114 million parameters, attention of one head at the fifth level.
-CHURCH = {
-    "block_out_channels": (128, 128, 256, 256, 512, 512),
-    "down_block_types": ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
-    "layers_per_block": 2,
-    "attention_head_dim": None,
-    "downsample_padding": 0,
-    "flip_sin_to_cos": False,
-    "freq_shift": 1,
-    "norm_eps": 1e-6,
-}
-
-Step = Callable[[Tensor, Tensor, SampleRNG], Prediction | None]
-
-
-@dataclass
-class Domain:
-    """What a step is made of: U-Net, heads of random weights, and a random prior at half the image's side. All of it is the same in every process."""
-
-    unet: UNet2DModel
-    kind: str
-    heads: nn.ModuleDict
-    prior: UNet2DModel
-    size: int
-
-
-def _random_unet(size: int, channels: int, architecture: dict) -> UNet2DModel:
-    return UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **architecture).eval().requires_grad_(False)
-
-
-def domain(name: str) -> Domain:
-    """ "rooms": the default study's sizes and its shipped U-Net, if there is one. "church": 256x256, random weights."""
-    torch.manual_seed(0)
-    shipped = ROOT / "models" / "rooms32"
-    if name == "rooms" and shipped.exists():
-        unet, meta = load_unet(shipped)
-        kind, size = meta["prediction_type"], unet.config.sample_size
-    elif name == "rooms":
-        size, kind = STUDY["domain"]["size"], STUDY["unet"]["prediction_type"]
-        unet = _random_unet(size, 3, STUDY["unet"]["architecture"])
-    else:
-        size, kind = 256, "epsilon"
-        unet = _random_unet(size, 3, CHURCH)
-    sizes = {key: STUDY["heads"][key] for key in ("width", "layers", "time_width")}
-    heads = build_heads(BLOCKS, {b.index: b.channels for b in decoder_blocks(unet)}, **sizes)
-    for norm in (m for m in heads.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.running_mean.normal_(0, 0.1)
-        norm.running_var.uniform_(0.5, 2)
-    prior = _random_unet(size // 2, 1, STUDY["prior"]["architecture"])
-    return Domain(unet, kind, heads.eval().requires_grad_(False), prior, size)
-
-
-def _prior_eps(d: Domain, channels_last: bool, precision: str = "fp32") -> Callable:
-    return UNetPredictor(d.prior, DIFFUSION, "v_prediction", precision, channels_last).eps
-
-
-def unguided(d: Domain, precision: str = "fp32") -> Step:
-    return UNetPredictor(d.unet, DIFFUSION, d.kind, precision, channels_last=True)
-
-
-def guided(d: Domain, precision: str = "fp32") -> Step:
-    prior = Prior(WEIGHTS["w_dp"], _prior_eps(d, True, precision), DIFFUSION, d.size // 2, TAU)
-    return DepthGuidance(unguided(d, precision), d.heads, [Consistency(WEIGHTS["w_dc"]), prior])
-
-
-def naive(d: Domain) -> Step:
-    """As one would first write it, with networks as they are loaded: not frozen, and in PyTorch's own memory layout."""
-    for network in (d.unet, d.prior):
-        network.requires_grad_()
-    heads = {name: NaiveHead(head) for name, head in d.heads.items()}
-    prior = partial(naive_eps, d.prior, DIFFUSION, "v_prediction")
-    return NaiveGuidance(d.unet, DIFFUSION, d.kind, heads, **WEIGHTS, prior=prior, resolution=d.size // 2, tau=TAU)
-
-
-def limit(d: Domain, ours: bool) -> Step:
-    """What no implementation can leave out: a forward pass of the U-Net, a gradient of a sum over its deepest tap, the prior's both.
-
-    Of diffusers' own forward pass on the model as it is loaded, or of `ours`: frozen, in the layout that our guided step uses.
-    """
-    deepest = max(b for blocks in BLOCKS.values() for b in blocks)
-    predictor, prior = UNetPredictor(d.unet, DIFFUSION, d.kind, channels_last=ours), _prior_eps(d, channels_last=ours)
-
-    def step(x_t: Tensor, t: Tensor, rng: SampleRNG) -> None:
-        depth = torch.zeros(len(x_t), 1, d.size // 2, d.size // 2, requires_grad=True)
-        with torch.enable_grad():
-            x = x_t.clone().requires_grad_()
-            features = predictor.taps(x, t, (deepest,), with_grad=True)[1] if ours else hooked_forward(d.unet, x, t, (deepest,))[1]
-            torch.autograd.grad(features[deepest].sum(), x)
-            torch.autograd.grad(prior(depth, t).sum(), depth)
-
-    return step
-
-
-def head_alone(d: Domain, form: Callable[[nn.Module], nn.Module]) -> Step:
-    """Forward and backward of the strong head on random features of one image, to every feature."""
-    head = form(d.heads["strong"])
-    torch.manual_seed(1)
-    features = {k: torch.randn(1, *shape).requires_grad_() for k, shape in feature_shapes(d.unet, d.size).items() if k in BLOCKS["strong"]}
-
-    def step(x_t: Tensor, t: Tensor, rng: SampleRNG) -> None:
-        torch.autograd.grad(head(features, t, x_t.shape[-1]).sum(), list(features.values()))
-
-    return step
-
-
-STEPS: dict[str, Callable[[Domain], Step]] = {
-    "unguided": unguided,
-    "bare limit": partial(limit, ours=True),
-    "bare limit, diffusers' forward": partial(limit, ours=False),
-    "guided, ours": guided,
-    "guided, naive": naive,
-    "unguided, bf16": partial(unguided, precision="bf16"),
-    "guided, ours, bf16": partial(guided, precision="bf16"),
-}
-HEADS: dict[str, Callable[[Domain], Step]] = {
-    "head, factorised": partial(head_alone, form=lambda head: head),
-    "head, concatenating": partial(head_alone, form=NaiveHead),
-}
 FP32 = [name for name in STEPS if "bf16" not in name]
+SAMPLERS = [name for name in STEPS if "limit" not in name]  # steps that one could sample with
 
 
 def inputs(size: int, batch: int) -> tuple[Tensor, Tensor, SampleRNG]:
@@ -197,8 +65,17 @@ def peak_memory() -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def print_extra_memory(name: str, step: str, batch: int) -> None:
-    """What one step needs on top of the loaded networks and an unguided step (of a head: on top of its features), in MiB."""
+@dataclass
+class Memory:
+    """peak: what a process of its own has held, MiB. extra: how much of it the step needs on top of the loaded networks and an unguided
+    step; of a head, on top of its features."""
+
+    peak: float
+    extra: float
+
+
+def print_memory(name: str, step: str, batch: int) -> None:
+    """Peak memory before and after one step."""
     d = domain(name)
     x, t, rng = inputs(d.size, batch)
     run = {**STEPS, **HEADS}[step](d)
@@ -206,14 +83,15 @@ def print_extra_memory(name: str, step: str, batch: int) -> None:
         run(x[:, :, :16, :16], t, rng)  # loads code, holds next to nothing
     else:
         UNetPredictor(d.unet, DIFFUSION, d.kind)(x, t)
-    base = peak_memory()
+    before = peak_memory()
     run(x, t, rng)
-    print(peak_memory() - base)
+    print(before, peak_memory())
 
 
-def extra_memory(name: str, step: str, batch: int = 1) -> float:
+def memory_of(name: str, step: str, batch: int = 1) -> Memory:
     command = [sys.executable, __file__, "--memory", name, step, str(batch)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    before, after = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-2:])
+    return Memory(after, after - before)
 
 
 @dataclass
@@ -232,14 +110,14 @@ class Claim:
         return f"| {self.what} | {found} | {'at most' if self.at_most else 'at least'} {bound} | {'yes' if holds else 'no'} |"
 
 
-def table(times: Times, memory: dict[str, float], unit: str) -> list[str]:
+def table(times: Times, memory: dict[str, Memory], unit: str) -> list[str]:
     """One row for each step; multiples are of the first one's CPU time."""
     scale = {"ms": 1e3, "s": 1}[unit]
     first = next(iter(times.cpu))
-    lines = [f"| step | CPU {unit} | wall {unit} | multiple of '{first}' | extra memory, MiB |", "|---|---|---|---|---|"]
+    lines = [f"| step | CPU {unit} | wall {unit} | multiple of '{first}' | peak memory, MiB | of it extra |", "|---|---|---|---|---|---|"]
     for name, cpu in times.cpu.items():
-        extra = f"{memory[name]:.0f}" if name in memory else ""
-        lines.append(f"| {name} | {cpu * scale:.1f} | {times.wall[name] * scale:.1f} | {cpu / times.cpu[first]:.2f} | {extra} |")
+        held = f"{memory[name].peak:.0f} | {memory[name].extra:.0f}" if name in memory else " | "
+        lines.append(f"| {name} | {cpu * scale:.1f} | {times.wall[name] * scale:.1f} | {cpu / times.cpu[first]:.2f} | {held} |")
     return [*lines, ""]
 
 
@@ -260,7 +138,7 @@ def small(rounds: int) -> tuple[list[str], list[Claim]]:
     for batch in (16, 1):
         steps = {name: STEPS[name](domain("rooms")) for name in FP32}
         times = timed(steps, STUDY["domain"]["size"], batch, rounds if batch > 1 else 2 * rounds)
-        memory = {name: extra_memory("rooms", name, batch) for name in FP32 if name.startswith("guided")}
+        memory = {name: memory_of("rooms", name, batch) for name in FP32 if name in SAMPLERS}
         lines += [f"## 32x32, batch {batch}", "", *table(times, memory, "ms")]
         claims.append(Claim(f"32x32, batch {batch}: relative difference from the naive step, in 1e-5", 1e5 * _deviation(times.predictions), 1.0, True))
         if batch > 1:
@@ -275,7 +153,7 @@ def small(rounds: int) -> tuple[list[str], list[Claim]]:
 def large(rounds: int) -> tuple[list[str], list[Claim]]:
     """256x256, the size of the DDPM church model."""
     times = timed({name: build(domain("church")) for name, build in STEPS.items()}, 256, 1, rounds, warm_up=0)
-    memory = {name: extra_memory("church", name) for name in STEPS if name.startswith("guided")}
+    memory = {name: memory_of("church", name) for name in SAMPLERS}
     cpu, naive_cpu, half = times.cpu, times.cpu["guided, naive"], times.predictions["guided, ours, bf16"].grad
     cosine = torch.cosine_similarity(half.flatten(), times.predictions["guided, ours"].grad.flatten(), dim=0)
     lines = ["## 256x256, batch 1", "", *table(times, memory, "s")]
@@ -283,16 +161,16 @@ def large(rounds: int) -> tuple[list[str], list[Claim]]:
         Claim("256x256: relative difference from the naive step, in 1e-5", 1e5 * _deviation(times.predictions), 1.0, True),
         Claim("256x256: guided / unguided", cpu["guided, ours"] / cpu["unguided"], 1.6, True),
         Claim("256x256: naive / guided", naive_cpu / cpu["guided, ours"], 3.3, False),
-        Claim("256x256: extra memory of guided / naive", memory["guided, ours"] / memory["guided, naive"], 0.3, True),
+        Claim("256x256: extra memory of guided / naive", memory["guided, ours"].extra / memory["guided, naive"].extra, 0.3, True),
         Claim("256x256: naive in fp32 / guided in bf16", naive_cpu / cpu["guided, ours, bf16"], 7.0, False),
         Claim("256x256: cosine of the gradients in bf16 and fp32", float(cosine), 0.998, False, digits=4),
     ]
     times = timed({name: build(domain("church")) for name, build in HEADS.items()}, 256, 1, 3)
-    memory = {name: extra_memory("church", name) for name in HEADS}
+    memory = {name: memory_of("church", name) for name in HEADS}
     ours, concatenating = HEADS
     lines += ["## One head alone at 256x256, forward and backward", "", *table(times, memory, "ms")]
     claims.append(Claim("head alone: concatenating / factorised, time", times.cpu[concatenating] / times.cpu[ours], 8.0, False, 1))
-    claims.append(Claim("head alone: concatenating / factorised, memory", memory[concatenating] / memory[ours], 8.0, False, 1))
+    claims.append(Claim("head alone: concatenating / factorised, memory", memory[concatenating].extra / memory[ours].extra, 8.0, False, 1))
     return lines, claims
 
 
@@ -319,8 +197,8 @@ def report(lines: list[str], claims: list[Claim]) -> str:
 Written by `python benchmarks/guided_step.py --write docs/performance.md`, all in one run, on this machine: {machine()}.
 
 One thread. Times are medians of rounds in which all steps take turns. The machine may have had other work, so ratios are of **CPU time**
-of the process, which waiting does not lengthen; wall time stands beside it. Extra memory is the peak of a process of its own that
-takes one step, above its peak after loading the networks and one unguided step. Guided steps have both terms, DCG and DPG, with heads of
+of the process, which waiting does not lengthen; wall time stands beside it. Peak memory is that of a process of its own that takes one
+step; extra is what it gained on its peak after loading the networks and one unguided step. Guided steps have both terms, DCG and DPG, with heads of
 blocks {BLOCKS["strong"]} and {BLOCKS["weak"]} and a prior at half the image's side; heads and prior have random weights. 32x32 is {shipped};
 256x256 is a random U-Net of the size of `google/ddpm-church-256`. fp32 unless a row says bf16 (autocast of U-Net and prior).
 
@@ -340,9 +218,13 @@ blocks {BLOCKS["strong"]} and {BLOCKS["weak"]} and a prior at half the image's s
     return head + "\n".join([*(claim.row() for claim in claims), "", *lines]).rstrip() + "\n"
 
 
+PARTS = {"32x32": (small, 15, 3), "256x256": (large, 2, 1), "trajectory": (trajectory, 256, 16)}  # rounds or samples: all, and few
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="32x32 only, fewer rounds")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="measure these alone")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and samples")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the report to this file too")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -350,9 +232,9 @@ def main() -> None:
     keep_freed_memory()
     if arguments.memory:
         name, step, batch = arguments.memory
-        return print_extra_memory(name, step, int(batch))
-    parts = [small(3), trajectory(16)] if arguments.quick else [small(15), large(2), trajectory(256)]
-    text = report([line for lines, _ in parts for line in lines], [claim for _, claims in parts for claim in claims])
+        return print_memory(name, step, int(batch))
+    measured = [part(few if arguments.quick else many) for part, many, few in map(PARTS.get, arguments.parts)]
+    text = report([line for lines, _ in measured for line in lines], [claim for _, claims in measured for claim in claims])
     print(text)
     if arguments.write:
         arguments.write.write_text(text)

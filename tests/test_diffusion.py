@@ -107,11 +107,14 @@ def test_respace_equals_diffusers_where_they_agree(steps):
 
 @pytest.mark.parametrize("total", [7, 50, 1000])
 def test_respace_takes_exactly_the_asked_number_or_refuses(total):
-    """The stride by search: the smallest of 1..total-1 that takes exactly `steps`."""
+    """The fractional stride added step by step, ties and rounding errors among it; the integer one by search: the smallest of 1..total-1 that fits."""
     for steps in range(1, total + 1):
-        fractional = respace(total, steps, "ddpm")
-        assert len(set(fractional.tolist())) == steps
-        assert fractional[0] == 0
+        fractional, place = [], 0.0
+        for _ in range(steps):
+            fractional.append(round(place))
+            place += (total - 1) / max(1, steps - 1)
+        assert respace(total, steps, "ddpm").tolist() == fractional
+        assert len(set(fractional)) == steps
         assert steps == 1 or fractional[-1] == total - 1
         stride = next((i for i in range(1, total) if len(range(0, total, i)) == steps), None)
         if stride is None:

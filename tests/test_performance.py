@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 def test_benchmark_of_the_guided_step(tmp_path):
     """Times depend on the machine, so only what does not is asserted: the same numbers as the naive step, and nothing but the parts costs."""
     report = tmp_path / "performance.md"
-    command = [sys.executable, str(ROOT / "benchmarks" / "guided_step.py"), "--quick", "--write", str(report)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "guided_step.py"), "--quick", "--parts", "32x32", "trajectory", "--write", str(report)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert printed.strip() == report.read_text().strip()
     claims = dict(re.findall(r"^\| (.*?) \| [\d.]+ \| at (?:most|least) [\d.]+ \| (yes|no) \|$", printed, re.MULTILINE))

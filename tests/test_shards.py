@@ -15,6 +15,7 @@ import yaml
 from dag.diffusion import Diffusion
 from dag.heads import build_heads
 from dag.interruption import Interrupted
+from dag.sampling import SampleRNG
 from dag.stages import sampling
 from dag.stages.shards import join, split
 from dag.stages.study import Study, StudyError
@@ -204,3 +205,34 @@ def test_a_shard_of_half_batches_is_refused():
     config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
     with pytest.raises(StudyError, match=r"compute\.shard_size is 12, expected a multiple of sampling\.batch_size 8"):
         Study({**config, "compute": {"shard_size": 12}})
+
+
+def computed(files: dict, **ways) -> tuple[list[tuple], torch.Tensor, str]:
+    """How a study computes its networks (layout, checkpointing, precision of each), the gradient of one step, and the recipe of its samples."""
+    made = study()
+    made["sampling"].update(ways)
+    row, (plain, _, size) = made.run("both"), sampling.predictor(made, files["unet"])
+    predict = sampling.guided(made, row, plain, files["heads"], files["prior"])
+    networks = (plain, predict.terms[1].prior.__self__)
+    how = [(n.unet.conv_out.weight.is_contiguous(memory_format=torch.channels_last), n.checkpoint, n.precision) for n in networks]
+    rng = SampleRNG([1, 2])
+    grad = predict(rng.randn("init", (3, size, size)), torch.tensor([500, 500]), rng).grad
+    return how, grad, sampling.sample_recipe(made, row, list(files.values()))
+
+
+@pytest.mark.parametrize(
+    ("ways", "expected", "cosine"),
+    [
+        ({"channels_last": False}, (False, False, "fp32"), 1 - 1e-6),
+        ({"checkpoint": True}, (True, True, "fp32"), 1 - 1e-6),
+        ({"precision": "bf16"}, (True, False, "bf16"), 0.9),
+    ],
+)
+def test_networks_are_computed_as_the_config_says(files, ways, expected, cosine):
+    """U-Net and prior both, with the same gradient up to rounding; such samples are another recipe's and are not joined with the usual ones."""
+    how, grad, recipe = computed(files, **ways)
+    usual, usual_grad, usual_recipe = computed(files)
+    assert usual == [(True, False, "fp32")] * 2
+    assert how == [expected] * 2
+    assert recipe != usual_recipe
+    assert float(torch.nn.functional.cosine_similarity(grad.flatten(), usual_grad.flatten(), dim=0)) > cosine

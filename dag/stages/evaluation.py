@@ -58,7 +58,7 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     arrays = read(pictures, "images")
     images, seeds = arrays["images"], arrays["seeds" if "seeds" in arrays else "ids"]
     judged = estimate(load_judge(judge, coding(study)), images, coding(study))
-    plain, *_ = predictor(unet)
+    plain, *_ = predictor(study, unet)
     strong, size = load_heads(heads)["strong"].to(here()), study["sampling"]["batch_size"]
     parts = [slice(i, i + size) for i in range(0, len(images), size)]
     coded = torch.cat([read_depth(to_tensor(images[p]).to(here()), seeds[p].tolist(), plain, strong, study["sampling"]["read_t"]) for p in parts])

@@ -49,7 +49,7 @@ def picture(
         raise ValueError("--w-dc and --w-dp need --heads: a file of `dag heads` (a study writes results/<study>/models/heads/), or a folder of DepthHeads")
     if prior is None and w_dp:
         raise ValueError("--w-dp needs --prior: a folder of `dag prior` (a study writes results/<study>/models/prior<resolution>)")
-    plain = UNetPredictor.load(model)
+    plain = UNetPredictor.load(model, channels_last=True)
     plain.unet.to(here())
     networks = DepthHeads.load(heads).to(here()) if heads else {}
     terms = [Consistency(w_dc)] if w_dc else []

@@ -23,10 +23,13 @@ from dag.stages.artefacts import code_hash, content_hash, digest, write_provenan
 from dag.stages.shards import Drawn, split
 from dag.stages.study import Study, guidance_kind, span
 
+# How U-Net and prior are computed where the config's `sampling` does not say.
+COMPUTED = {"precision": "fp32", "channels_last": True, "checkpoint": False}
 
-def predictor(unet: Path) -> tuple[UNetPredictor, Diffusion, int]:
-    """The U-Net as a predictor, its diffusion, and its image size."""
-    plain = UNetPredictor.load(unet)
+
+def predictor(study: Study, unet: Path) -> tuple[UNetPredictor, Diffusion, int]:
+    """The U-Net as a predictor that computes as the config says, its diffusion, and its image size."""
+    plain = UNetPredictor.load(unet, **{key: study["sampling"].get(key, usual) for key, usual in COMPUTED.items()})
     plain.unet.to(here())
     return plain, plain.diffusion, plain.unet.config.sample_size
 
@@ -47,7 +50,7 @@ def guided(study: Study, run: dict, plain: UNetPredictor, heads: Path, prior: Pa
     if run["w_dc"]:
         terms.append(Consistency(run["w_dc"], reduction))
     if run["w_dp"]:
-        network, diffusion, resolution = predictor(prior)
+        network, diffusion, resolution = predictor(study, prior)
         terms.append(Prior(run["w_dp"], network.eps, diffusion, resolution, span(run["tau"]), reduction))
     network = load_heads(heads).to(here())
     if run["control"] == "random_heads":
@@ -77,7 +80,7 @@ def sample(
     """
     started = time.time()
     row = resolve(study.run(run), scale)
-    plain, diffusion, size = predictor(unet)
+    plain, diffusion, size = predictor(study, unet)
     predict = guided(study, row, plain, heads, prior)
     first, stop = (row["first_seed"] if first is None else first), (row["first_seed"] + row["n"] if stop is None else stop)
     recipe = sample_recipe(study, row, [unet, heads, prior])
@@ -133,7 +136,7 @@ def trajectory(study: Study, *, run: str, unet: Path, heads: Path, prior: Path, 
 
     started = time.time()
     row = resolve(study.run(run), scale)
-    plain, diffusion, size = predictor(unet)
+    plain, diffusion, size = predictor(study, unet)
     network, code = load_heads(heads).to(here()), coding(study)
     blocks = sorted({b for head in network.values() for b in head.blocks})
     seeds = list(range(row["first_seed"], row["first_seed"] + study["figures"]["trajectory_seeds"]))
