@@ -387,14 +387,15 @@ def test_tau_is_fixed_or_drawn_for_every_sample_and_step(tau):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_alone_equals_batched_in_float64(world, name):
-    together = sample(name, world.guided(), [5, 6, 7], world=world)
-    alone = torch.cat([sample(name, world.guided(), [seed], world=world) for seed in (5, 6, 7)])
-    assert relative(together, alone) < 1e-11
+def test_a_shard_of_eight_equals_eight_of_one_in_float64_to_rounding(world, name):
+    """The samplers are exact (`test_sampling.py`); a U-Net is not, because matrix products of one row add up in another order than those of eight."""
+    together = sample(name, world.guided(), range(8), world=world)
+    alone = torch.cat([sample(name, world.guided(), [seed], world=world) for seed in range(8)])
+    assert relative(together, alone) < 1e-13
 
 
 def test_alone_equals_batched_in_float32_to_1e_4(single):
-    """Convolutions add up in another order for another batch size; over three steps that stays below 1e-4 of the largest value."""
+    """The same in float32: over three steps below 1e-4 of the largest value."""
     together = sample("ddpm", single.guided(), [5, 6], world=single)
     alone = torch.cat([sample("ddpm", single.guided(), [seed], world=single) for seed in (5, 6)])
     assert relative(together, alone) < 1e-4
