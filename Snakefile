@@ -22,6 +22,7 @@ include: "workflow/rules/sampling.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/downstream.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/gain.smk"
 
 
 rule all:

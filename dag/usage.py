@@ -27,6 +27,7 @@ WORDS = {
     "grid": "picture to write (.png)",
     "heads": "depth heads: a file of `dag heads`, or a folder of DepthHeads.save_pretrained",
     "heldout": "held-out real pictures with depth (.npz)",
+    "images": "how many pictures it is trained on, where that is not unet.training's",
     "judge": "the depth judge, of `dag judge` (.safetensors)",
     "judged": "described pictures, of `dag describe` (.npz), one file for each run in the order of --runs",
     "kind": "the strong and the weak head together, or one head on each single block",
@@ -51,6 +52,7 @@ WORDS = {
     "run": "a row of the run sheet",
     "runs": "rows of the run sheet",
     "scale": "the weights that stand for `best`, of `dag scale` (.json)",
+    "second_judge": "another judge, of `dag judge --name second_judge` (.safetensors)",
     "share": "of a GPU's peak throughput that a job is taken to reach",
     "source": "whose pictures: reference, constant, or a name in downstream.sources",
     "state": "the saved state of the training (.state.pt)",
@@ -60,6 +62,7 @@ WORDS = {
     "test": "pictures with depth to test on (.npz)",
     "unet": "pretrained U-Net: a folder or file",
     "use": "a key of the config's section `data`",
+    "variant": "a key of the config's section `variants`, or none",
     "validation": "validation pictures with depth (.npz)",
     "validation_features": "their features, of `dag features --levels validation` (.npy)",
     "w_dc": "weight of depth-consistency guidance",
@@ -71,6 +74,7 @@ OWN_WORDS = {
     ("convert", "out"): "folder to write",
     ("convert", "source"): "a guided-diffusion .pt, a diffusers folder or hub name, or a .safetensors of this project",
     ("downstream", "judged"): "described pictures whose depth labels them (.npz); without it they carry their own",
+    ("judge", "name"): "the config's section that describes it",
     ("label", "pictures"): "pictures without depth, of `dag prepare` (.npz)",
 }
 _UNET, _HEADS, _PRIOR = "results/smoke/models/unet", "results/smoke/models/heads/labels10.safetensors", "results/smoke/models/prior16"

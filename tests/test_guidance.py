@@ -147,6 +147,15 @@ def test_sum_is_mean_times_pixels(world):
     torch.testing.assert_close(total["dp"], mean["dp"] * (SIZE // 2) ** 2)
 
 
+def test_sum_with_the_weight_divided_by_the_pixels_draws_the_same_pictures(single):
+    """To the last bit: numbers of pixels that are powers of two divide without rounding."""
+    mean, total = {"w_dc": 3.0, "w_dp": 2.0}, {"w_dc": 3.0 / SIZE**2, "w_dp": 2.0 / (SIZE // 2) ** 2, "reduction": "sum"}
+    for rule in RULES:
+        drawn = [sample("ddpm", single.guided(**options), [5, 6], world=single, rule=rule) for options in (mean, total)]
+        assert torch.equal(*drawn)
+        assert not torch.equal(drawn[0], sample("ddpm", single.plain, [5, 6], world=single, rule=rule))
+
+
 # ---- gradients
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,12 @@ def study(**changes) -> Study:
     return Study(config, "smoke.yaml")
 
 
-def with_sheet(folder: Path, run: str = "", without: str = "", **cells) -> Study:
+def with_sheet(folder: Path, run: str = "", without: str = "", config: dict | None = None, **cells) -> Study:
     """The smoke study with other cells in one row of its sheet, or without a row."""
     rows = [[cells.get(key, cell) if row[0] == run else cell for key, cell in zip(HEADER, row, strict=True)] for row in ROWS if row[0] != without]
     path = folder / "runs.tsv"
     path.write_text("\n".join("\t".join(row) for row in [HEADER, *rows]) + "\n")
-    return study(runs=str(path))
+    return study(runs=str(path), **(config or {}))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,18 @@ def with_sheet(folder: Path, run: str = "", without: str = "", **cells) -> Study
         ({"judge__architecture__norm_num_groups": 6}, ["judge.architecture.norm_num_groups", "6", "16"]),
         ({"unet__architecture__block_out_channels": [16, 16, 16, 16]}, ["unet.architecture.down_block_types", "5 levels", "expected 4"]),
         ({"downstream__training__seed": 3}, ["downstream.training.seed", "downstream.seeds"]),
+        ({"variants": {"fast": {"sampling.clip": False}}}, ["variants.fast changes sampling.clip, expected ", "heads.layers", "depth.coding"]),
+        ({"variants": {"fast": {"heads.labels": {10: 4}}}}, ["variants.fast changes heads.labels, expected "]),
+        ({"variants": {"flat": {"heads.layers": 0}}}, ["variants.flat: heads.layers: 0"]),
+        ({"variants": {"high": {"heads.weak": [20]}}}, ["variants.high: heads.weak", "[20]", "0 to 9"]),
+        ({"variants": {"odd": {"prior.architecture.colour": 3}}}, ["variants.odd: prior.architecture", "'colour'"]),
+        ({"variants": {"near": {"depth.near": 20.0}}}, ["variants.near: depth.near is 20.0", "near < far"]),
+        ({"variants": {"shuffled": {"heads.layers": 1}}}, ["variants", "'shuffled'"]),
+        ({"variants": {"same": {}}}, ["variants.same", "{}"]),
+        ({"second_judge": {"training": {"steps": 1, "batch_size": 1}}}, ["second_judge.architecture is missing"]),
+        ({"second_judge__architecture__norm_num_groups": 6}, ["second_judge.architecture.norm_num_groups is 6"]),
+        ({"gain": {"images": [4]}}, ["gain.images has 4, expected at least unet.training.batch_size 16"]),
+        ({"figures__unguided": "sweep_baseline", "figures__seeds": 1}, ["figures.guided 'both'", "figures.unguided"]),
     ],
 )
 def test_a_config_that_cannot_run_is_refused(changes, expected):
@@ -77,12 +90,67 @@ def test_a_config_that_cannot_run_is_refused(changes, expected):
         ({"run": "sweep_dc30", "w_dc": "best"}, ["'sweep_dc30'", "best", "fig8"]),
         ({"without": "sweep_dc30"}, ["'dcg'", "best", "fig8"]),
         ({"run": "dpg", "first_seed": "10000"}, ["'dpg'", "sweep_baseline", "seeds"]),
+        ({"run": "dpg", "variant": "layers9"}, ["'dpg'", "variant is 'layers9'", "layers1, linear"]),
     ],
 )
 def test_a_run_that_cannot_run_is_refused(tmp_path, edit, expected):
     with pytest.raises(StudyError) as error:
         with_sheet(tmp_path, **edit)
     assert all(part in str(error.value) for part in ["runs.tsv", *expected])
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"extractor": "efficientnet_lite0", "dims": 81, "resolution": 64}, "evaluation.dims is 81, expected one of 16, 24, 40"),
+        ({"extractor": "efficientnet_lite0", "dims": 16, "resolution": 100}, "evaluation.resolution is 100, expected a multiple of 32"),
+        ({"extractor": "efficientnet_lite0", "dims": 16, "resolution": 64, "weights": "w"}, "evaluation.weights is w, expected no such key for efficientnet"),
+        ({"extractor": "efficientnet_lite0", "dims": 16, "resolution": 64, "sha256": "0" * 64}, "evaluation.sha256 is set, expected no such key"),
+        ({"extractor": "inception", "dims": 2048, "resolution": 128}, "evaluation has 2048 dims at resolution 128, expected 2048 at 299"),
+        ({"extractor": "dinov2", "dims": 768, "resolution": 128}, "evaluation.resolution is 128, expected a multiple of 14 for dinov2"),
+        ({"extractor": "dinov2", "dims": 40, "resolution": 224}, "evaluation.dims is 40, expected 768, the hidden size of dinov2 facebook/dinov2-base"),
+        ({"extractor": "pixels", "dims": 40, "resolution": 8}, "evaluation.dims is 40, expected 192 for pixels at resolution 8"),
+        ({"extractor": "vgg", "dims": 40, "resolution": 8}, "evaluation.extractor: 'vgg' is not one of"),
+    ],
+)
+def test_an_extractor_that_cannot_be_is_refused_before_anything_is_drawn(section, expected):
+    with pytest.raises(StudyError, match=re.escape(expected)):
+        study(evaluation={**section, "resamples": 20})
+
+
+def test_every_extractor_may_be_asked_for(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 24}))
+    for name, dims, resolution, more in (
+        ("inception", 2048, 299, {}),
+        ("dinov2", 768, 224, {}),
+        ("dinov2", 24, 28, {"weights": str(tmp_path)}),
+        ("pixels", 192, 8, {}),
+    ):
+        study(evaluation={"extractor": name, "dims": dims, "resolution": resolution, "resamples": 20, **more})
+
+
+def test_a_variant_changes_its_keys_and_what_they_make(tmp_path):
+    plain = study()
+    linear, shallow = plain.varied("linear"), plain.varied("layers1")
+    assert (linear["depth"]["coding"], plain["depth"]["coding"]) == ("linear", "log")
+    assert plain.varied("none") is plain
+    # Depth is coded for both networks; the layers are the heads' alone, and the prior stays the study's.
+    assert [plain.variant_of("s_linear", network) for network in ("heads", "prior")] == ["linear", "linear"]
+    assert [plain.variant_of("s_layers1", network) for network in ("heads", "prior")] == ["layers1", ""]
+    assert plain.variant_of("both", "heads") == ""
+    assert shallow.section_hash("prior", "depth") == plain.section_hash("prior", "depth") != linear.section_hash("prior", "depth")
+    assert shallow.section_hash("heads.layers") != plain.section_hash("heads.layers")
+    short = study(variants={**plain["variants"], "short": {"heads.training.steps": 3}}).varied("short")
+    assert short["heads"]["training"] == {**plain["heads"]["training"], "steps": 3}
+    with pytest.raises(StudyError, match="no variant 'deep'; there are layers1, linear"):
+        plain.varied("deep")
+
+
+def test_other_blocks_need_the_features_of_the_heads_that_guide(tmp_path):
+    config = {"variants": {"layers1": {"heads.weak": [3]}, "linear": {"depth.coding": "linear"}}}
+    assert study(**config).variant_of("s_layers1", "heads") == "layers1"
+    with pytest.raises(StudyError, match=r"row 's_layers1': heads is 1, expected 'guide' with variant 'layers1'"):
+        with_sheet(tmp_path, "s_layers1", heads="1", config=config)
 
 
 def test_a_row_does_not_change_with_another(tmp_path):

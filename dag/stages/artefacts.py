@@ -42,7 +42,7 @@ def code_hash(*modules: str) -> str:
             elif isinstance(node, ast.Import):
                 queue += [alias.name for alias in node.names if alias.name.startswith("dag.")]
     # The study's own modules plan and check; what it hands to stages, sections and rows, has hashes of its own. The package's names compute nothing.
-    for planning in ("stages/study.py", "stages/networks.py", "__init__.py"):
+    for planning in ("stages/study.py", "stages/sheet.py", "stages/networks.py", "stages/validation.py", "__init__.py"):
         seen.pop(str(PACKAGE / planning), None)
     return digest(json.dumps(sorted(seen.values())))
 

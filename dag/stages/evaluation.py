@@ -39,10 +39,11 @@ def load_judge(path: Path, coding=None):
     return network.to(here()).eval().requires_grad_(False)
 
 
-def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Path, out: Path) -> None:
+def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Path, out: Path, second_judge: Path | None = None) -> None:
     """Everything later stages ask of a set of pictures: depth by the judge, depth by the strong head, features of both.
 
-    pictures: samples of a run or drawn scenes. Depths are metres, features those of the config's extractor.
+    pictures: samples of a run or drawn scenes. Depths are metres, features those of the config's extractor. second_judge: another judge of
+    dFID, whose depth is kept as features alone.
     """
     import torch
 
@@ -66,21 +67,18 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     options = {key: section.get(key) for key in ("dims", "resolution", "weights", "sha256")}
     extractor = load_extractor(section["extractor"], **options, device=here())
     read_off, limits = coding(study).decode(coded)[:, 0].cpu().numpy(), (study["depth"]["near"], study["depth"]["far"])
+    depths = {"depth_features": judged, "strong_features": read_off}
+    if second_judge is not None:
+        depths[SECOND] = estimate(load_judge(second_judge, coding(study)), images, coding(study))
+    features = {"image_features": extractor(images), **{name: extractor(depth_pictures(depth, *limits)) for name, depth in depths.items()}}
     with writing(out) as aside:
-        np.savez(
-            aside,
-            seeds=seeds,
-            judged=judged,
-            strong=read_off,
-            image_features=extractor(images),
-            depth_features=extractor(depth_pictures(judged, *limits)),
-            strong_features=extractor(depth_pictures(read_off, *limits)),
-        )
+        np.savez(aside, seeds=seeds, extractor=extractor.label, judged=judged, strong=read_off, **features)
     write_provenance(out, study, started, extractor=extractor.label, pictures=str(pictures))
 
 
-# What a distance compares: the judge's depth, the depth that the guidance's own strong head reads, the image.
-FEATURES = {"dfid": "depth_features", "dfid_strong": "strong_features", "fid": "image_features"}
+# What a distance compares: the judge's depth, the depth that the guidance's own strong head reads, the image, and the depth of the second judge, if any.
+SECOND = "second_features"
+FEATURES = {"dfid": "depth_features", "dfid_strong": "strong_features", "fid": "image_features", "dfid_second": SECOND}
 COMPARISONS = {"table1", "table2"}
 # Other distances, for the runs that these tables compare: features and metric. Cheaper resampling, for what they cost.
 OTHERS = {
@@ -94,14 +92,17 @@ _RESAMPLED = {"resamples": 200, "permutations": 199}
 def moments(study: Study, *, reference: Path, out: Path) -> None:
     """Mean and covariance of the reference pictures' features: what FID and dFID of every run are distances to.
 
-    The file holds, for each kind of features, <kind>_mu (d,) and <kind>_sigma (d, d), float64, and n, how many pictures they are of.
+    The file holds, for each kind of features, <kind>_mu (d,) and <kind>_sigma (d, d), float64; n, how many pictures they are of; and
+    the label of their extractor.
     """
     from dag.metrics import distances
 
-    started, truth = time.time(), read(reference)
-    arrays = {f"{key}_{name}": array for key in FEATURES.values() for name, array in zip(("mu", "sigma"), distances.moments(truth[key]), strict=True)}
+    started = time.time()
+    truth = described(reference, study, study.uses["reference"].count if study.drawn else None)
+    keys = compared(study).values()
+    arrays = {f"{key}_{name}": array for key in keys for name, array in zip(("mu", "sigma"), distances.moments(truth[key]), strict=True)}
     with writing(out) as aside:
-        np.savez(aside, n=len(truth["seeds"]), **arrays)
+        np.savez(aside, n=len(truth["seeds"]), extractor=extractor_label(study), **arrays)
     write_provenance(out, study, started)
 
 
@@ -113,24 +114,24 @@ def measure(
     judged: one file per run, in the order of runs. moments: of the reference, for Fréchet distances. real: held-out real pictures, the floor.
     earlier: distances already measured, which the table is to hold too.
     """
-    from dag.metrics.distances import Reference, paired_bootstrap
+    from dag.metrics.distances import paired_bootstrap
 
     started = time.time()
-    files = dict(zip(runs, map(read, judged), strict=True))
-    if real is not None:
-        files["real"] = read(real)
-    truth, section, rows = read(reference), study["evaluation"], []
-    label = f"{section['extractor']}-{section['dims']}@{section['resolution']}"
-    known = read(moments)
-    moments_of = {key: Reference(known[f"{key}_mu"], known[f"{key}_sigma"]) for key in FEATURES.values()}
+    section, label, rows = study["evaluation"], extractor_label(study), []
+    paths = dict(zip(runs, judged, strict=True)) | ({"real": real} if real is not None else {})
+    files = {name: described(path, study, study.run(name)["n"] if name != "real" else None) for name, path in paths.items()}
+    truth = described(reference, study, study.uses["reference"].count if study.drawn else None)
+    moments_of = _moments_of(moments, study, len(truth["seeds"]))
 
     def estimate(name: str, metric: str, key: str, against, /, **options) -> None:
         baseline = study.baseline_of(name) if name != "real" else None
+        if baseline and not np.array_equal(files[name]["seeds"], files[baseline]["seeds"]):
+            raise ValueError(f"{paths[name]}: its seeds are not those of {paths[baseline]}, its baseline, in the same order: nothing pairs them")
         values = paired_bootstrap(against, files[name][key], files[baseline][key] if baseline else None, **options)
         facts = {"run": name, "metric": metric, "extractor": label, "dims": section["dims"], "n": values.n, "baseline": baseline or ""}
         rows.append({**facts, **{k: getattr(values, k) for k in ("value", "low", "high", "diff", "diff_low", "diff_high", "p")}})
 
-    for metric, key in FEATURES.items():
+    for metric, key in compared(study).items():
         for name in tqdm(files, desc=metric, unit="run", disable=None):
             estimate(name, metric, key, moments_of[key], resamples=section["resamples"])
     shown = [name for name in files if name == "real" or COMPARISONS & set(study.runs.tables[name].split(","))]
@@ -145,6 +146,41 @@ def measure(
         table = pd.concat([table, pd.read_csv(earlier, keep_default_na=False, na_values=[""])], ignore_index=True)
     write_csv(table, out)
     write_provenance(out, study, started, resamples=section["resamples"])
+
+
+def compared(study: Study) -> dict[str, str]:
+    """The Frechet distances of the study, and the features each compares."""
+    return {metric: key for metric, key in FEATURES.items() if key != SECOND or "second_judge" in study.config}
+
+
+def extractor_label(study: Study) -> str:
+    """As `dag.metrics.extractors.Extractor.label` says it of the config's."""
+    return "{extractor}-{dims}@{resolution}".format(**study["evaluation"])
+
+
+def described(path: Path, study: Study, n: int | None) -> dict[str, np.ndarray]:
+    """What `describe` wrote. Raises ValueError naming a file of another extractor, without features of the second judge, or of another number of
+    pictures than n where that is known."""
+    return _of_this_study(path, read(path, "seeds", "extractor", *compared(study).values()), extractor_label(study), n, "describe")
+
+
+def _of_this_study(path, arrays, label: str, n: int | None, stage: str) -> dict[str, np.ndarray]:
+    found = len(arrays["seeds"]) if "seeds" in arrays else int(arrays["n"])
+    if str(arrays["extractor"]) != label:
+        raise ValueError(f"{path}: is of the extractor {arrays['extractor']}, expected {label}, the config's; run the stage `{stage}` again")
+    if n is not None and found != n:
+        raise ValueError(f"{path}: is of {found} pictures, expected {n}; run the stage `{stage}` again")
+    return arrays
+
+
+def _moments_of(path: Path, study: Study, n: int) -> dict:
+    """The reference of each kind of features, of the n pictures that the reference has."""
+    from dag.metrics.distances import Reference
+
+    keys = compared(study).values()
+    arrays = read(path, "n", "extractor", *(f"{key}_{name}" for key in keys for name in ("mu", "sigma")))
+    _of_this_study(path, arrays, extractor_label(study), n, "moments")
+    return {key: Reference(arrays[f"{key}_mu"], arrays[f"{key}_sigma"]) for key in keys}
 
 
 def scale(study: Study, *, distances: Path, out: Path) -> None:

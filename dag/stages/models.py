@@ -128,16 +128,25 @@ def spread_timesteps(seed: int, levels: int, num_timesteps: int) -> np.ndarray:
 
 
 def heads(
-    study: Study, *, kind: Literal["pair", "blocks"], data: Path, features: Path, validation: Path, validation_features: Path, out: Path, metrics: Path
+    study: Study,
+    *,
+    kind: Literal["pair", "blocks"],
+    data: Path,
+    features: Path,
+    validation: Path,
+    validation_features: Path,
+    out: Path,
+    metrics: Path,
+    variant: str = "none",
 ) -> None:
     """Train depth heads on stored features and measure them on the validation images.
 
-    kind: "pair" (the strong and the weak head, together) or "blocks" (one head on each single decoder block).
+    kind: "pair" (the strong and the weak head, together) or "blocks" (one head on each single decoder block). variant: of the config's `variants`.
     """
     from dag.heads import build_heads, head_loss
     from dag.weights import save_module
 
-    started = time.time()
+    started, study = time.time(), study.varied(variant)
     stored, labels = FeatureFile(features), read(data, "depth")["depth"]
     depth = coding(study).encode(torch.from_numpy(labels))[:, None]
     names = {"strong": study["heads"]["strong"], "weak": study["heads"]["weak"]} if kind == "pair" else {f"block{b}": [b] for b in stored.channels}
@@ -156,7 +165,7 @@ def heads(
     save_module(network, {"blocks": names, "channels": stored.channels, "sizes": sizes, "depth": meaning}, out)
     count = int(stored.image.max()) + 1
     write_csv(_validate_heads(study, network, names, count, labels[:count], validation, validation_features), metrics)
-    write_provenance(out, study, started, labels=count, heads=names)
+    write_provenance(out, study, started, labels=count, heads=names, variant=variant)
     finished(out)
 
 
@@ -189,19 +198,20 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
     return pd.DataFrame(rows)
 
 
-def prior(study: Study, *, resolution: int, data: Path, out: Path, pixels: Literal["in_place", "shuffled"] = "in_place") -> None:
+def prior(study: Study, *, resolution: int, data: Path, out: Path, pixels: Literal["in_place", "shuffled"] = "in_place", variant: str = "none") -> None:
     """Train the diffusion prior over depth maps at one resolution, on depth alone.
 
-    pixels: "in_place", or "shuffled", a control: a prior over depth maps whose pixels lie in random order.
+    pixels: "in_place", or "shuffled", a control: a prior over depth maps whose pixels lie in random order. variant: of the config's `variants`.
     Several processes (prior.training.processes) share every batch: up to rounding they train as one does.
     """
     if pixels not in ("in_place", "shuffled"):
         raise ValueError(f"--pixels is {pixels!r}, expected in_place or shuffled")
+    study = study.varied(variant)
     recipe = Recipe(**study["prior"]["training"])
-    in_processes(_prior, recipe.processes, study, recipe, resolution, data, out, pixels)
+    in_processes(_prior, recipe.processes, study, recipe, resolution, data, out, pixels, variant)
 
 
-def _prior(rank: int, study: Study, recipe: Recipe, resolution: int, data: Path, out: Path, pixels: str) -> None:
+def _prior(rank: int, study: Study, recipe: Recipe, resolution: int, data: Path, out: Path, pixels: str, variant: str) -> None:
     import torch.nn.functional as F
     from diffusers.models.unets.unet_2d import UNet2DModel
 
@@ -224,27 +234,29 @@ def _prior(rank: int, study: Study, recipe: Recipe, resolution: int, data: Path,
     train(network, denoising_loss(diffusion, kind), batch, recipe, out, kind + contents(depth))
     if rank == 0:
         save_unet(network, out, prediction_type=kind, diffusion=diffusion, dtype=torch.float32)
-        write_provenance(out, study, started, resolution=resolution, depth_maps=len(depth), pixels=pixels)
+        write_provenance(out, study, started, resolution=resolution, depth_maps=len(depth), pixels=pixels, variant=variant)
         finished(out)
 
 
-def judge(study: Study, *, out: Path, data: Path | None = None) -> None:
+def judge(study: Study, *, out: Path, data: Path | None = None, name: Literal["judge", "second_judge"] = "judge") -> None:
     """The depth judge of dFID: trained on pictures that nothing else uses (data), or the pretrained network that the config names.
 
-    Of a pretrained one the file holds its name and the hashes of its weights.
+    Of a pretrained one the file holds its name and the hashes of its weights. name: the section of the config that describes it.
     """
     from dag.estimators import augmented_depth_loss, depth_loss, depth_network, load_pretrained
     from dag.weights import save_module
 
     started, size = time.time(), study["domain"]["size"]
-    if "model" in (section := study["judge"]):
+    if name not in study.config:
+        raise ValueError(f"{study.source}: {name} is missing; the stage `judge` needs it")
+    if "model" in (section := study[name]):
         _, facts = load_pretrained(section["model"], coding(study), section.get("output", "inverse"), section.get("bounds"))
         save_module(torch.nn.Module(), {"pretrained": {**section, "sha256": facts["sha256"]}}, out)
         write_provenance(out, study, started, judge=facts)
         return
     if data is None:
-        raise ValueError("judge: --data is missing: judge.model names no pretrained network, so one is trained on pictures")
-    recipe, architecture = Recipe(**study["judge"]["training"]), {"sample_size": size, **study["judge"]["architecture"]}
+        raise ValueError(f"{name}: --data is missing: {name}.model names no pretrained network, so one is trained on pictures")
+    recipe, architecture = Recipe(**section["training"]), {"sample_size": size, **section["architecture"]}
     torch.manual_seed(recipe.seed)
     network, arrays = depth_network(architecture, size), read(data, "images", "depth")
     images, depth = to_tensor(arrays["images"]), coding(study).encode(torch.from_numpy(arrays["depth"]))[:, None]
@@ -253,7 +265,7 @@ def judge(study: Study, *, out: Path, data: Path | None = None) -> None:
         rows = pick(step, len(images), recipe.batch_size)
         return images[rows], depth[rows]
 
-    loss = augmented_depth_loss if study["judge"].get("augment") else depth_loss
+    loss = augmented_depth_loss if section.get("augment") else depth_loss
     train(network, loss, batch, recipe, out, contents(images, depth))
     save_module(network, {"architecture": architecture}, out)
     write_provenance(out, study, started)

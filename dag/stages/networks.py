@@ -8,20 +8,36 @@ from pathlib import Path
 
 # UNet2DModel's own, where a config does not say it.
 _GROUPS = 32
-_TRAINED = ("unet", "heads", "prior", "judge", "downstream")
+_TRAINED = ("unet", "heads", "prior", "judge", "second_judge", "downstream")
+_STAGES = (16, 24, 40, 80, 112, 192, 320, 1280)
+_DINOV2 = "facebook/dinov2-base"
+_WIDTHS = {"facebook/dinov2-small": 384, _DINOV2: 768, "facebook/dinov2-large": 1024, "facebook/dinov2-giant": 1536}
+# What a variant may change: what heads and priors are made of, but not which of them there are. Of the last three also their own keys.
+_VARIED = ("heads.strong", "heads.weak", "heads.width", "heads.layers", "heads.time_width", "prior.prediction_type", "depth.coding", "depth.near", "depth.far")
+_VARIED_SECTIONS = ("heads.training", "prior.training", "prior.architecture")
 
 
 def faults(config: Mapping, pretrained: Mapping | None) -> Iterator[str]:
     """Each fault as "key is ..., expected ...". pretrained: the architecture that the folder unet.path tells, or None."""
+    yield from _extractor(config["evaluation"])
+    for name, changes in config.get("variants", {}).items():
+        for key in changes:
+            if key not in (*_VARIED, *_VARIED_SECTIONS) and key.rpartition(".")[0] not in _VARIED_SECTIONS:
+                allowed = ", ".join([*_VARIED, *_VARIED_SECTIONS])
+                yield f"variants.{name} changes {key}, expected what heads and priors are trained by: {allowed} or a key of the last three"
     for name in _TRAINED:
-        if "training" in config[name]:
+        if "training" in config.get(name, {}):
             yield from _training(name, config[name]["training"])
     if "seed" in config["downstream"]["training"]:
         yield "downstream.training.seed is set, expected no such key: the trainings of a source have the seeds 0 to downstream.seeds - 1"
     for name in _TRAINED:
-        if "architecture" in config[name]:
+        if "architecture" in config.get(name, {}):
             yield from _architecture(name, config[name]["architecture"])
     unet = config["unet"]
+    least = unet.get("training", {}).get("batch_size", 0)
+    for count in config.get("gain", {}).get("images", []):
+        if count < least:
+            yield f"gain.images has {count}, expected at least unet.training.batch_size {least}"
     if unet["path"] is None:
         yield from (f"unet.{key} is missing; with unet.path null the study trains its own U-Net" for key in _DESCRIBED if key not in unet)
     elif pretrained is not None:
@@ -31,6 +47,35 @@ def faults(config: Mapping, pretrained: Mapping | None) -> Iterator[str]:
 
 
 _DESCRIBED = ("architecture", "prediction_type", "training")
+
+
+def _extractor(section: Mapping) -> Iterator[str]:
+    """What `dag.metrics.extractors.load_extractor` would refuse after everything is drawn."""
+    name, dims, side, weights = section["extractor"], section["dims"], section["resolution"], section.get("weights")
+    if name == "efficientnet_lite0" and dims not in _STAGES:
+        yield f"evaluation.dims is {dims}, expected one of {', '.join(map(str, _STAGES))}, the stages of efficientnet_lite0"
+    multiple = {"efficientnet_lite0": 32, "dinov2": 14}.get(name, 1)
+    if side % multiple:
+        yield f"evaluation.resolution is {side}, expected a multiple of {multiple} for {name}"
+    if name == "inception" and (dims, side) != (2048, 299):
+        yield f"evaluation has {dims} dims at resolution {side}, expected 2048 at 299 for inception"
+    if name == "pixels" and dims != 3 * side**2:
+        yield f"evaluation.dims is {dims}, expected {3 * side**2} for pixels at resolution {side}: three colours each"
+    if name == "dinov2" and dims != (width := _dinov2_width(weights, dims)):
+        yield f"evaluation.dims is {dims}, expected {width}, the hidden size of dinov2 {weights or _DINOV2}"
+    if weights is not None and name not in ("inception", "dinov2"):
+        yield f"evaluation.weights is {weights}, expected no such key for {name}"
+    if "sha256" in section and name != "inception":
+        yield f"evaluation.sha256 is set, expected no such key for {name}"
+
+
+def _dinov2_width(weights: str | None, unknown: int) -> int:
+    """Hidden size of a folder that is here, or of a published one; `unknown` of others."""
+    file = Path(weights or _DINOV2) / "config.json"
+    try:
+        return json.loads(file.read_text())["hidden_size"] if file.is_file() else _WIDTHS.get(weights or _DINOV2, unknown)
+    except (ValueError, LookupError):
+        return unknown  # whoever loads it says what is wrong with the file
 
 
 def _training(name: str, training: Mapping) -> Iterator[str]:

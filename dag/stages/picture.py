@@ -17,7 +17,7 @@ from dag.networks import DepthHeads, DepthPrior
 from dag.sampling import SampleRNG, sample_ddim
 from dag.stages.artefacts import writing
 from dag.stages.sampling import read_depth
-from dag.stages.study import span
+from dag.stages.sheet import span
 
 COLUMNS, SIDE = 16, 96  # samples beside one another; least pixels along the side of one
 BATCH, READ_T = 16, 20

@@ -134,7 +134,8 @@ def _extractor(section: dict) -> int:
         return count(lambda: network(pixels))[0]
     from dag.metrics.extractors import load_extractor
 
-    network = load_extractor(section["extractor"], dims=section["dims"], resolution=section["resolution"]).network.to("meta")
+    options = {key: section.get(key) for key in ("dims", "resolution", "weights")}
+    network = load_extractor(section["extractor"], **options).network.to("meta")
     return count(lambda: network(torch.empty(1, 3, section["resolution"], section["resolution"], device="meta")))[0]
 
 
@@ -147,7 +148,7 @@ def costs(study: Study, c: Counted, times: int = 1) -> list[Cost]:
     """The rows of the plan. times: how many times as many samples as the run sheet says, in runs that are not of the sweep."""
     s, batch, heads = c.size, study["sampling"]["batch_size"], study["heads"]
     runs = study.runs.assign(n=[n if "fig8" in tables else n * times for n, tables in zip(study.runs.n, study.runs.tables, strict=True)])
-    uses = {use: where.count or 0 for use, where in study.uses.items() if use != "unet" and not (use == "judge" and "model" in study["judge"])}
+    uses = {use: where.count or 0 for use, where in study.uses.items() if use != "unet" and (use != "judge" or study.trains_judge)}
     pictures = sum(uses.values())
     rows = [Cost("prepare", len(uses), 0, "no network", disk=3 * s * s * pictures)]
     if "estimator" in study.config:

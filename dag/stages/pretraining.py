@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,20 +24,29 @@ from dag.stages.study import Study
 from dag.training import Recipe, denoising_loss, fit, generator, noised
 
 
-def pretrain(study: Study, *, out: Path) -> None:
+def pretrain(study: Study, *, out: Path, images: int | None = None) -> None:
     """Train the study's U-Net and write it as a diffusers folder with its model card.
 
     Of a drawn domain every scene is seen once; the pictures of a dataset are seen again and again, as random squares, mirrored or not.
-    Processes share every batch, each on one thread; a killed training goes on from its saved state with the same bits.
+    Processes share every batch, each on one thread; a killed training goes on from its saved state with the same bits. images: train by the
+    same recipe, but on about so many, the whole batches of it.
     """
     if missing := [key for key in ("architecture", "prediction_type", "training") if key not in study["unet"]]:
         raise ValueError(f"{study.source}: unet.{missing[0]} is missing; `pretrain` needs it")
     recipe = Recipe(**study["unet"]["training"])
+    if images is not None:
+        recipe = shortened(recipe, images)
     needed, available = recipe.steps * recipe.batch_size, study.uses["unet"].count
     if study.drawn and needed > available:
         raise ValueError(f"unet.training draws {needed} scenes (steps x batch_size); data.unet has {available}")
     out.parent.mkdir(parents=True, exist_ok=True)
     in_processes(_pretrain, recipe.processes, study, recipe, out)
+
+
+def shortened(recipe: Recipe, images: int) -> Recipe:
+    """The recipe for a training on fewer images, a whole number of batches; the warm-up takes at most a tenth of it."""
+    steps = round(images / recipe.batch_size)
+    return replace(recipe, steps=steps, warmup=min(recipe.warmup, steps // 10))
 
 
 def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path) -> None:
@@ -120,7 +130,8 @@ def write_model_card(study: Study, recipe: Recipe, out: Path, log: Path, steps: 
     curve = pd.DataFrame({row["step"]: row for row in lines if row["step"] <= steps}.values()).sort_values("step")
     done = steps == recipe.steps
     progress = f"{steps:,} steps" if done else f"a snapshot after {steps:,} of {recipe.steps:,} steps"
-    command = "`snakemake --cores all pretrain`" + ("" if done else ", from whose saved state `dag snapshot` wrote this")
+    whole = recipe.steps == Recipe(**study["unet"]["training"]).steps
+    command = f"`snakemake --cores all {'pretrain' if whole else 'gain'}`" + ("" if done else ", from whose saved state `dag snapshot` wrote this")
     write_csv(curve[["step", "loss", "learning_rate"]], out / "training.csv")
     weights = out / "unet" / "diffusion_pytorch_model.safetensors"
     size, name = study["domain"]["size"], study["domain"]["name"]

@@ -21,7 +21,8 @@ from dag.interruption import Interrupted, noticing
 from dag.sampling import Predict, SampleRNG, guidance_strength, sample_ddim, sample_ddpm
 from dag.stages.artefacts import code_hash, content_hash, digest, write_provenance, writing
 from dag.stages.shards import Drawn, split
-from dag.stages.study import Study, guidance_kind, span
+from dag.stages.sheet import guidance_kind, span
+from dag.stages.study import Study
 
 # How U-Net and prior are computed where the config's `sampling` does not say.
 COMPUTED = {"precision": "fp32", "channels_last": True, "checkpoint": False}

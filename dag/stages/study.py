@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import math
 from functools import cache
 from pathlib import Path
 
@@ -12,17 +12,12 @@ import pandas as pd
 import yaml
 
 from dag.data.domain import DOMAINS, check
-from dag.stages.artefacts import PACKAGE, digest, writing
+from dag.stages.artefacts import digest, writing
 from dag.stages.networks import faults, safetensors_size
+from dag.stages.sheet import GUIDED, in_sweep, read_sheet
+from dag.stages.validation import StudyError, validate
 
-# In a checkout they lie with the workflow, in an installed package with the package.
-SCHEMAS = next(folder for folder in (PACKAGE.parent / "workflow" / "schemas", PACKAGE / "schemas") if folder.is_dir())
-GUIDED = ("w_dc", "w_dp")
 COMPUTE = {"device": "auto", "shard_size": None, "gflops": 10}
-
-
-class StudyError(ValueError):
-    """A config or run sheet that cannot be run: one line that names file, key or row, what was found and what is allowed."""
 
 
 class Study:
@@ -31,13 +26,15 @@ class Study:
     def __init__(self, config: dict, source: str = "config"):
         self.config, self.source = config, source
         self._validate_config()
+        for name in config.get("variants", {}):
+            self.varied(name)._validate_config()
         # How and where it is computed: of no effect on results, so a study need not say it.
         self.compute = {**COMPUTE, **config.get("compute", {})}
         self._check_shards()
         # Files that the stage under way was given and, besides its `out`, makes: what its provenance holds the hashes of.
         self.inputs: list[Path] = []
         self.other_outputs: list[Path] = []
-        self.runs = self._read_runs()
+        self.runs = read_sheet(config, source)
         self._check_named_runs()
 
     @classmethod
@@ -81,6 +78,37 @@ class Study:
         same = (self.runs[shared] == row[shared]).all(axis=1) & (self.runs.tables.map(in_sweep) == in_sweep(row.tables))
         first = next(iter(self.runs.index[same & ~guided]), None)
         return None if first == name else first
+
+    def varied(self, variant: str) -> Study:
+        """The study as a variant of the config has it, for the training of its heads and prior; itself for "none"."""
+        if variant == "none":
+            return self
+        other = copy.copy(self)
+        other.config, other.source = copy.deepcopy(self.config), f"{self.source}: variants.{variant}"
+        for dotted, value in self._variant(variant).items():
+            *path, last = dotted.split(".")
+            section = other.config
+            for key in path:
+                section = section[key]
+            section[last] = value
+        return other
+
+    def variant_of(self, name: str, network: str) -> str:
+        """The variant that changes the "heads" or the "prior" of a run; "" where those are the study's own."""
+        variant = self.runs.variant[name]
+        sections = {dotted.partition(".")[0] for dotted in (self._variant(variant) if variant != "none" else ())}
+        return variant if sections & {network, "depth"} else ""
+
+    def _variant(self, name: str) -> dict:
+        variants = self.config.get("variants", {})
+        if name not in variants:
+            raise StudyError(f"{self.source}: no variant {name!r}; there are {', '.join(variants) or 'none'}")
+        return variants[name]
+
+    @property
+    def trains_judge(self) -> bool:
+        """Whether a judge is trained on the pictures of `data.judge`."""
+        return any("architecture" in self.config.get(name, {}) for name in ("judge", "second_judge"))
 
     def run_of(self, source: str) -> str | None:
         """The run whose samples a source of table 4 trains on; None for real pictures."""
@@ -128,7 +156,7 @@ class Study:
         return self.root / "config.yaml"
 
     def _validate_config(self) -> None:
-        _validate(self.config, "config.schema.yaml", self.source)
+        validate(self.config, "config.schema.yaml", self.source)
         try:
             self.uses = check(self["domain"], self["data"], {"test": self.domain_of("test")} if "domain" in self["downstream"] else {})
         except ValueError as error:
@@ -139,7 +167,8 @@ class Study:
             )
         if self["depth"]["near"] >= self["depth"]["far"]:
             raise StudyError(f"{self.source}: depth.near is {self['depth']['near']} and depth.far {self['depth']['far']}, expected near < far (metres)")
-        self._check_judge()
+        for name in ("judge", "second_judge"):
+            self._check_judge(name)
         for fault in faults(self.config, self._pretrained_architecture()):
             raise StudyError(f"{self.source}: {fault}")
         self._check_sizes()
@@ -156,16 +185,18 @@ class Study:
         if self["heads"]["guide"] not in counts:
             raise StudyError(f"{self.source}: heads.guide is {self['heads']['guide']}, expected one of heads.labels {counts}")
 
-    def _check_judge(self) -> None:
-        """A judge is trained by the study or pretrained."""
-        pretrained, trained = {"model", "output", "bounds"} & self["judge"].keys(), {"architecture", "training"} & self["judge"].keys()
+    def _check_judge(self, name: str) -> None:
+        """A judge is trained by the study or pretrained; the second one may be left out."""
+        if (section := self.config.get(name)) is None:
+            return
+        pretrained, trained = {"model", "output", "bounds"} & section.keys(), {"architecture", "training"} & section.keys()
         if "model" in pretrained and trained:
-            raise StudyError(f"{self.source}: judge.{min(trained)} is set, but judge.model names a network that is trained, expected one or the other")
+            raise StudyError(f"{self.source}: {name}.{min(trained)} is set, but {name}.model names a network that is trained, expected one or the other")
         if "model" not in pretrained and len(trained) < 2:
             missing = min({"architecture", "training"} - trained)
-            raise StudyError(f"{self.source}: judge.{missing} is missing, expected architecture and training, or model")
+            raise StudyError(f"{self.source}: {name}.{missing} is missing, expected architecture and training, or model")
         if "model" not in pretrained and pretrained:
-            raise StudyError(f"{self.source}: judge.{min(pretrained)} is set without judge.model, expected no such key for a judge that is trained")
+            raise StudyError(f"{self.source}: {name}.{min(pretrained)} is set without {name}.model, expected no such key for a judge that is trained")
 
     def _check_sizes(self) -> None:
         """Refuse pictures that a network cannot halve as often as it does, or that are not the pretrained U-Net's."""
@@ -173,8 +204,8 @@ class Study:
         if unet.get("sample_size", size) != size:
             raise StudyError(f"{self.source}: domain.size is {size}, expected {unet['sample_size']}, the image size of unet.path {self['unet']['path']}")
         networks = [("unet", unet, size)]
-        for name in ("judge", "downstream"):
-            if architecture := self[name].get("architecture"):
+        for name in ("judge", "second_judge", "downstream"):
+            if architecture := self.config.get(name, {}).get("architecture"):
                 networks.append((name, {"block_out_channels": ["ImageNet"] * 5} if "imagenet" in architecture else architecture, size))
         networks += [("prior", self["prior"]["architecture"], side) for side in self["prior"]["resolutions"]]
         for name, architecture, side in networks:
@@ -243,57 +274,6 @@ class Study:
                 parts.append((file.name, size, hashlib.sha256(head + stream.read()).hexdigest()))
         return digest(json.dumps(parts))
 
-    def _read_runs(self) -> pd.DataFrame:
-        path = Path(self["runs"])
-        if not path.is_file():
-            raise StudyError(f"{self.source}: runs is {path}, which does not exist")
-        try:
-            sheet = pd.read_csv(path, sep="\t", comment="#", dtype=str, keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise StudyError(f"{path}: not a table of tab-separated values: {' '.join(str(error).split())}") from None
-        rows = []
-        for line, row in enumerate(sheet.to_dict("records"), 2):
-            row = {"control": "none"} | {k: v if k in ("run", "tables") else _number(v) for k, v in row.items()}
-            _validate(row, "runs.schema.yaml", f"{path}: row {row.get('run', line)!r}")
-            rows.append(row)
-        if not rows:
-            raise StudyError(f"{path}: no rows, expected at least one run")
-        names = [r["run"] for r in rows]
-        if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise StudyError(f"{path}: the run names {twice} appear more than once")
-        for row in rows:
-            self._check_run(path, row)
-        self._check_best(path, rows)
-        # Of objects: a column of floats would turn the whole numbers of other rows, and their hashes, into others.
-        return pd.DataFrame(rows, dtype=object).set_index("run")
-
-    def _check_run(self, path: Path, row: dict) -> None:
-        where = f"{path}: row {row['run']!r}"
-        if row["prior"] not in self["prior"]["resolutions"]:
-            raise StudyError(f"{where}: prior is {row['prior']}, which is not trained; prior.resolutions has {self['prior']['resolutions']}")
-        if row["heads"] != "guide" and row["heads"] not in self["heads"]["labels"]:
-            raise StudyError(f"{where}: heads is {row['heads']}, expected 'guide' or a label count of heads.labels {list(self['heads']['labels'])}")
-        if row["sampler"] == "ddpm" and row["eta"] != 0:
-            raise StudyError(f"{where}: eta is {row['eta']} for ddpm, expected 0 (eta is DDIM's)")
-        if row["sampler"] == "ddim" and (row["steps"] < 2 or len(range(0, 1000, -(-1000 // row["steps"]))) != row["steps"]):
-            raise StudyError(f"{where}: steps is {row['steps']} for ddim, expected a number that an integer stride over 1000 timesteps takes, such as 25")
-        for key in ("tau", "window"):
-            low, high = span(row[key])
-            if not low <= high < 1000:
-                raise StudyError(f"{where}: {key} is {row[key]!r}, expected one timestep or low-high within 0 to 999")
-
-    def _check_best(self, path: Path, rows: list[dict]) -> None:
-        """A weight `best` needs a sweep of its kind, of fixed weights and on other seeds."""
-        sweep = [row for row in rows if in_sweep(row["tables"])]
-        for row in (r for r in rows if "best" in (r["w_dc"], r["w_dp"])):
-            where, kind = f"{path}: row {row['run']!r}", guidance_kind(row)
-            if row in sweep:
-                raise StudyError(f"{where}: a weight is 'best' in a row of fig8, expected numbers: the rows of fig8 find the best")
-            if kind not in map(guidance_kind, sweep):
-                raise StudyError(f"{where}: a weight is 'best', but no row of fig8 has guidance {kind} alone to find it")
-            if shared := [r["run"] for r in sweep if max(r["first_seed"], row["first_seed"]) < min(r["first_seed"] + r["n"], row["first_seed"] + row["n"])]:
-                raise StudyError(f"{where}: its weights are found by {shared[0]!r}, which has some of the same seeds; rows of fig8 need seeds of their own")
-
     def _check_named_runs(self) -> None:
         """The config names runs of the sheet."""
         figures, sources = self["figures"], self["downstream"]["sources"]
@@ -302,54 +282,14 @@ class Study:
         for key, name in named + [(f"downstream.sources.{source}", name) for source, name in sources.items()]:
             if name not in self.runs.index:
                 raise StudyError(f"{self.source}: {key} is {name!r}, expected a run of {self['runs']}: {', '.join(self.runs.index)}")
+        if "gain" in self.config and self.baseline_of(figures["guided"]) != figures["unguided"]:
+            raise StudyError(f"{self.source}: gain compares figures.guided {figures['guided']!r} with its baseline, expected that as figures.unguided")
         first, second = (self.runs.loc[figures[key]] for key in ("unguided", "guided"))
         shared = min(first.first_seed + first.n, second.first_seed + second.n) - max(first.first_seed, second.first_seed)
         if shared < figures["seeds"]:
             raise StudyError(f"{self.source}: figures.seeds is {figures['seeds']}, but {first.name} and {second.name} share {max(0, shared)} seeds")
 
 
-def in_sweep(tables: str) -> bool:
-    """Whether a run is one of those that find the best weights."""
-    return "fig8" in tables.split(",")
-
-
-def guidance_kind(run: dict) -> str:
-    """ "dcg", "dpg" or "dcg+dpg": which weights of a run are not zero; "" for an unguided one."""
-    return "+".join(name for name, key in zip(("dcg", "dpg"), GUIDED, strict=True) if run[key] != 0)
-
-
-def span(text) -> tuple[int, int]:
-    """(low, high) of '300' or '100-500'."""
-    low, _, high = str(text).partition("-")
-    return int(low), int(high or low)
-
-
 def decoder_block_count(architecture: dict) -> int:
     """One block per decoder ResNet: every level has layers_per_block + 1."""
     return len(architecture["block_out_channels"]) * (architecture["layers_per_block"] + 1)
-
-
-def _number(text: str):
-    """A finite number, whole ones as int (25.0 is 25); other text as it is."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return text if not math.isfinite(number) else int(number) if number.is_integer() else number
-
-
-@cache
-def _schema(name: str):
-    import jsonschema
-
-    schema = yaml.safe_load((SCHEMAS / name).read_text())
-    return jsonschema.Draft202012Validator(schema)
-
-
-def _validate(value: dict, schema: str, where: str) -> None:
-    from jsonschema.exceptions import best_match
-
-    error = best_match(_schema(schema).iter_errors(value))
-    if error is not None:
-        key = ".".join(str(p) for p in error.absolute_path) or "top level"
-        raise StudyError(f"{where}: {key}: {error.message}")

@@ -33,9 +33,15 @@ onstart:
     STUDY.save()
 
 
+def ending(names):
+    """Wildcard constraint: the end of a file's name, an underscore and one of these, or nothing."""
+    return "|".join(["", *(f"_{name}" for name in names)])
+
+
 wildcard_constraints:
     run="|".join([*RUNS.index, "real", "reference"]),
     labels=r"\d+",
+    variant=ending(config.get("variants", {})),
     resolution=r"\d+",
 
 
@@ -66,10 +72,19 @@ def unet(wildcards):
     return path
 
 
-def stamp(stage, *sections):
+def stamp(stage, *sections, study=STUDY):
     """What a rule depends on besides its files: the code of its stage and the config sections that it reads."""
     code = code_hash(f"stages.{stage}")
-    return f"{code}-{STUDY.section_hash(*sections)}"
+    return f"{code}-{study.section_hash(*sections)}"
+
+
+def varied(wildcards):
+    """The study as the variant in a file's name has it."""
+    return STUDY.varied(wildcards.variant[1:] or "none")
+
+
+def variant_option(wildcards):
+    return f"--variant {wildcards.variant[1:]}" if wildcards.variant else ""
 
 
 def domain_stamp(stage, *sections, use=None):
@@ -117,9 +132,16 @@ def measured(*tables):
     return [r for r in RUNS.index if set(RUNS.tables[r].split(",")) & set(tables)]
 
 
+def heads_name(run):
+    """Of the heads that guide a run, as their file is called."""
+    count, variant = RUNS.heads[run], STUDY.variant_of(run, "heads")
+    return f"labels{config['heads']['guide'] if count == 'guide' else count}{'_' if variant else ''}{variant}"
+
+
 def prior_name(run):
     """Of the prior that guides a run, as its folder ends."""
-    return f"{RUNS.prior[run]}{'_shuffled' if RUNS.control[run] == 'shuffled_prior' else ''}"
+    variant = STUDY.variant_of(run, "prior")
+    return f"{RUNS.prior[run]}{'_' if variant else ''}{variant}{'_shuffled' if RUNS.control[run] == 'shuffled_prior' else ''}"
 
 
 # The comparison of guidances: the paper has one table for each of its two domains.

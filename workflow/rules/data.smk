@@ -1,7 +1,7 @@
 # Pictures with depth, one file for each use.
 
 # The U-Net draws its own pictures, and a pretrained judge needs none.
-USES = sorted(set(config["data"]) - {"unet"} - ({"judge"} if "model" in config["judge"] else set()))
+USES = sorted(set(config["data"]) - {"unet"} - (set() if STUDY.trains_judge else {"judge"}))
 # Pictures of a domain without depth are given one by the config's `estimator`.
 LABELLED = "estimator" in config
 

@@ -7,6 +7,7 @@ rule describe:
         unet=unet,
         heads=f"{RESULTS}/models/heads/labels{config['heads']['guide']}.safetensors",
         judge=f"{RESULTS}/models/judge.safetensors",
+        second_judge=f"{RESULTS}/models/second_judge.safetensors" if "second_judge" in config else [],
         extractor=assets_at(config["evaluation"].get("weights")),
     output:
         described=f"{RESULTS}/judged/{{run}}.npz",
@@ -20,9 +21,11 @@ rule describe:
         gpu=GPU,
     params:
         command=dag("describe"),
+        second_judge=lambda w, input: f"--second-judge {input.second_judge}" if input.second_judge else "",
         stamp=lambda w: unet_stamp("evaluation", "evaluation", "sampling", "depth"),
     shell:
-        "{params.command} --pictures {input.pictures} --unet {input.unet} --heads {input.heads} --judge {input.judge} --out {output.described} 2> {log}"
+        "{params.command} --pictures {input.pictures} --unet {input.unet} --heads {input.heads} --judge {input.judge} {params.second_judge}"
+        " --out {output.described} 2> {log}"
 
 
 # What FID and dFID of every run are distances to.

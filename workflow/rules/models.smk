@@ -96,12 +96,12 @@ rule heads:
         validation=f"{RESULTS}/data/validation.npz",
         validation_features=f"{RESULTS}/features/validation.npy",
     output:
-        heads=f"{RESULTS}/models/heads/{{heads}}.safetensors",
-        metrics=f"{RESULTS}/metrics/heads/{{heads}}.csv",
+        heads=f"{RESULTS}/models/heads/{{heads}}{{variant}}.safetensors",
+        metrics=f"{RESULTS}/metrics/heads/{{heads}}{{variant}}.csv",
     log:
-        f"{RESULTS}/logs/heads/{{heads}}.log",
+        f"{RESULTS}/logs/heads/{{heads}}{{variant}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/heads/{{heads}}.tsv"
+        f"{RESULTS}/benchmarks/heads/{{heads}}{{variant}}.tsv"
     wildcard_constraints:
         heads=r"labels\d+|blocks",
     threads: 1
@@ -111,9 +111,10 @@ rule heads:
     params:
         command=dag("heads"),
         kind=lambda w: "blocks" if w.heads == "blocks" else "pair",
-        stamp=stamp("models", "depth", *(f"heads.{key}" for key in ("strong", "weak", "width", "layers", "time_width", "training"))),
+        variant=variant_option,
+        stamp=lambda w: stamp("models", "depth", *(f"heads.{key}" for key in ("strong", "weak", "width", "layers", "time_width", "training")), study=varied(w)),
     shell:
-        "{params.command} --kind {params.kind} --data {input.data} --features {input.features}"
+        "{params.command} --kind {params.kind} {params.variant} --data {input.data} --features {input.features}"
         " --validation {input.validation} --validation-features {input.validation_features}"
         " --out {output.heads} --metrics {output.metrics} 2> {log}"
 
@@ -122,11 +123,11 @@ rule prior:
     input:
         f"{RESULTS}/data/prior.npz",
     output:
-        directory(f"{RESULTS}/models/prior{{resolution}}{{shuffled}}"),
+        directory(f"{RESULTS}/models/prior{{resolution}}{{variant}}{{shuffled}}"),
     log:
-        f"{RESULTS}/logs/prior/{{resolution}}{{shuffled}}.log",
+        f"{RESULTS}/logs/prior/{{resolution}}{{variant}}{{shuffled}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/prior/{{resolution}}{{shuffled}}.tsv"
+        f"{RESULTS}/benchmarks/prior/{{resolution}}{{variant}}{{shuffled}}.tsv"
     wildcard_constraints:
         shuffled="|_shuffled",
     threads: processes(STUDY, "prior")
@@ -136,22 +137,25 @@ rule prior:
     params:
         command=dag("prior"),
         pixels=lambda w: "shuffled" if w.shuffled else "in_place",
-        stamp=stamp("models", "prior", "depth"),
+        variant=variant_option,
+        stamp=lambda w: stamp("models", "prior", "depth", study=varied(w)),
     shell:
-        "{params.command} --resolution {wildcards.resolution} --pixels {params.pixels} --data {input} --out {output} 2> {log}"
+        "{params.command} --resolution {wildcards.resolution} --pixels {params.pixels} {params.variant} --data {input} --out {output} 2> {log}"
 
 
 rule judge:
     input:
         # A pretrained judge needs no pictures.
-        assets_at(config["judge"].get("model")),
-        data=f"{RESULTS}/data/judge.npz" if "architecture" in config["judge"] else [],
+        lambda w: assets_at(config[w.judge].get("model")),
+        data=lambda w: f"{RESULTS}/data/judge.npz" if "architecture" in config[w.judge] else [],
     output:
-        f"{RESULTS}/models/judge.safetensors",
+        f"{RESULTS}/models/{{judge}}.safetensors",
     log:
-        f"{RESULTS}/logs/judge/judge.log",
+        f"{RESULTS}/logs/judge/{{judge}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/judge/judge.tsv"
+        f"{RESULTS}/benchmarks/judge/{{judge}}.tsv"
+    wildcard_constraints:
+        judge="judge|second_judge",
     threads: 1
     resources:
         **asked(STUDY, "judge"),
@@ -159,6 +163,6 @@ rule judge:
     params:
         command=dag("judge"),
         data=lambda w, input: f"--data {input.data}" if input.data else "",
-        stamp=stamp("models", "judge", "depth", "domain"),
+        stamp=lambda w: stamp("models", w.judge, "depth", "domain"),
     shell:
-        "{params.command} {params.data} --out {output} 2> {log}"
+        "{params.command} --name {wildcards.judge} {params.data} --out {output} 2> {log}"

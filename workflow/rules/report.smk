@@ -58,11 +58,11 @@ JOBS = [
     *expand("prepare/{use}", use=USES),
     *expand("label/{use}", use=USES if LABELLED else []),
     *expand("features/labels{count}", count=config["heads"]["labels"]),
-    *expand("heads/labels{count}", count=config["heads"]["labels"]),
+    *sorted({f"heads/labels{count}" for count in config["heads"]["labels"]} | {f"heads/{heads_name(run)}" for run in RUNS.index}),
     "features/validation",
     "heads/blocks",
     *sorted({f"prior/{prior_name(run)}" for run in RUNS.index}),
-    "judge/judge",
+    *[f"judge/{judge}" for judge in ("judge", "second_judge") if judge in config],
     *expand("sample/{part}", part=DRAWN),
     *expand("join/{run}", run=SPLIT),
     "trajectory/trajectory",
@@ -208,6 +208,7 @@ rule table_sensitivity:
         **table("sensitivity"),
         csv=report(f"{RESULTS}/tables/sensitivity.csv", caption="../report/sensitivity.rst", category="Tables", labels={"name": "Sensitivity"}),
     params:
+        variants=config.get("variants", {}),
         look=look("run_rows", "table_format"),
     script:
         "../scripts/table_sensitivity.py"
@@ -475,6 +476,7 @@ rule ledger:
     localrule: True
     params:
         ledger="docs/ledger.yaml",
+        runs=list(RUNS.index),
         page="docs/ledger.md",
     script:
         "../scripts/ledger.py"

@@ -3,8 +3,7 @@ from dag.stages.shards import split
 
 
 def heads_of(wildcards):
-    count = RUNS.heads[wildcards.run]
-    return f"{RESULTS}/models/heads/labels{config['heads']['guide'] if count == 'guide' else count}.safetensors"
+    return f"{RESULTS}/models/heads/{heads_name(wildcards.run)}.safetensors"
 
 
 def scale_of(wildcards):

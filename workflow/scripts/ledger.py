@@ -1,5 +1,6 @@
 """docs/ledger.md: the choices of docs/ledger.yaml beside what the sensitivity runs measured."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -19,11 +20,15 @@ and a prior at half the image's side being best.
 `snakemake ledger` writes this page from `docs/ledger.yaml` and [the sensitivity table](../results/rooms/tables/sensitivity.md). ΔdFID: difference to
 unguided samples of the same seeds, with its 95 % interval; lower is better.
 """
+METRICS = {"dfid_second": "the second judge", "dfid_strong": "the own head"}
 _HEADER = "| left open | our choice | key | why | tested by |\n|---|---|---|---|---|"
 
 
-def build(ledger: dict, sensitivity: pd.DataFrame) -> str:
-    """ledger: docs/ledger.yaml. sensitivity: tables/sensitivity.csv. Raises ValueError on a choice whose run the table lacks."""
+def build(ledger: dict, sensitivity: pd.DataFrame, sheet: Collection[str]) -> str:
+    """ledger: docs/ledger.yaml. sensitivity: tables/sensitivity.csv. sheet: the runs that there are. Raises ValueError on a choice that names another.
+
+    What the table has no number of, because a run is newer, says "not yet run".
+    """
     rows = sensitivity.set_index("run")
     parts = [INTRODUCTION]
     for section in ledger["sections"]:
@@ -31,25 +36,32 @@ def build(ledger: dict, sensitivity: pd.DataFrame) -> str:
         for choice in section["choices"]:
             tested = [choice["tested"]] if "tested" in choice else []
             if "runs" in choice:
-                tested.append(_measured(rows, choice["runs"]))
+                if unknown := [run for run in choice["runs"] if run not in sheet]:
+                    raise ValueError(f"docs/ledger.yaml: names run {unknown[0]!r}; the run sheet has {', '.join(sheet)}")
+                tested.append(_measured(rows, choice["runs"], choice.get("metric", "dfid")))
             lines.append(f"| {choice['open']} | {choice['choice']} | {choice['key']} | {choice['why']} | {'; '.join(tested)} |")
         parts.append("\n".join([*lines, ""]))
     return "\n".join(parts)
 
 
-def _measured(rows: pd.DataFrame, runs: list[str]) -> str:
-    if missing := [run for run in runs if run not in rows.index]:
-        raise ValueError(f"docs/ledger.yaml: names run {missing[0]!r}; tables/sensitivity.csv has {', '.join(rows.index)}")
+def _measured(rows: pd.DataFrame, runs: list[str], metric: str) -> str:
     default = rows[rows["changed"] == "default"].iloc[0]
-    texts = [f"`{rows.loc[run, 'changed']}` {_delta(rows.loc[run])}" for run in runs]
-    return f"ΔdFID {_delta(default)} by default, {', '.join(texts)}"
+    changed = {run: f"`{rows.loc[run, 'changed']}`" if run in rows.index else f"`{run}`" for run in runs}
+    if metric == "dfid":
+        return f"ΔdFID {_delta(default)} by default, {', '.join(f'{text} {_found(rows, run, metric)}' for run, text in changed.items())}"
+    pairs = (f"{text} {_found(rows, run, 'dfid')}, by {METRICS[metric]} {_found(rows, run, metric)}" for run, text in changed.items())
+    return f"ΔdFID of {'; '.join(pairs)}"
 
 
-def _delta(row) -> str:
-    value, low, high = (f"{row[key]:+.3f}".replace("-", "−") for key in ("dfid_diff", "dfid_diff_low", "dfid_diff_high"))
+def _found(rows: pd.DataFrame, run: str, metric: str) -> str:
+    return _delta(rows.loc[run], metric) if run in rows.index and f"{metric}_diff" in rows else "not yet run"
+
+
+def _delta(row, metric: str = "dfid") -> str:
+    value, low, high = (f"{row[key]:+.3f}".replace("-", "−") for key in (f"{metric}_diff", f"{metric}_diff_low", f"{metric}_diff_high"))
     return f"{value} [{low}, {high}]"
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`
-    text = build(yaml.safe_load(Path(job.params.ledger).read_text(encoding="utf-8")), pd.read_csv(job.input.table))
+    text = build(yaml.safe_load(Path(job.params.ledger).read_text(encoding="utf-8")), pd.read_csv(job.input.table), job.params.runs)
     Path(job.params.page).write_text(text, encoding="utf-8")

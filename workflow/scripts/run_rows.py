@@ -4,10 +4,10 @@ import pandas as pd
 from table_format import SIGNIFICANT, Block, Column
 
 METRICS = ("dfid", "dfid_strong", "fid")
-TITLES = {"dfid": "dFID", "dfid_strong": "dFID by own head", "fid": "FID"}
+SECOND = "dfid_second"  # of a study with a second judge
+TITLES = {"dfid": "dFID", "dfid_strong": "dFID by own head", "fid": "FID", SECOND: "dFID by the second judge"}
 PROTOCOL = ["extractor", "dims", "n"]
 _MEASURED = {"value": "", "low": "_low", "high": "_high", "diff": "_diff", "diff_low": "_diff_low", "diff_high": "_diff_high", "p": "_p"}
-NUMBERS = [metric + suffix for metric in METRICS for suffix in _MEASURED.values()]
 
 
 def select(runs: pd.DataFrame, table: str) -> pd.DataFrame:
@@ -19,12 +19,13 @@ def select(runs: pd.DataFrame, table: str) -> pd.DataFrame:
 
 
 def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """One row per name: the run's settings, then dfid, dfid_low, ..., fid_p and extractor, dims, n, baseline. "real" has no settings.
+    """One row per name: the run's settings, then the columns of `numbers` and extractor, dims, n, baseline. "real" has no settings.
 
     Raises ValueError when a run has no distance.
     """
     frame = pd.DataFrame({"run": names}).merge(runs.drop(columns=["n"], errors="ignore"), on="run", how="left")
-    for metric in METRICS:
+    measures = [*METRICS, *[SECOND] * (distances["metric"] == SECOND).any()]
+    for metric in measures:
         rows = distances[distances["metric"] == metric].set_index("run")
         missing = [name for name in names if name not in rows.index]
         if missing:
@@ -32,15 +33,20 @@ def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str]) -> p
         rows = rows.loc[names]
         for column, suffix in _MEASURED.items():
             frame[metric + suffix] = rows[column].to_numpy()
-    both = distances[distances["metric"].isin(METRICS)].groupby("run", sort=False)
+    both = distances[distances["metric"].isin(measures)].groupby("run", sort=False)
     for column in PROTOCOL:
         frame[column] = [_one(both.get_group(name)[column]) for name in names]
     frame["baseline"] = [both.get_group(name)["baseline"].iloc[0] for name in names]
     return frame
 
 
+def numbers(frame: pd.DataFrame) -> list[str]:
+    """Columns of every distance: dfid, dfid_low, dfid_high, dfid_diff, ..., fid_p, and those of the second judge where there is one."""
+    return [metric + suffix for metric in (*METRICS, SECOND) if metric in frame for suffix in _MEASURED.values()]
+
+
 def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid")) -> list[Column]:
-    """Distances and differences for readers. dfid_strong is left out but where it is asked for."""
+    """Distances and differences for readers. dfid_strong and the second judge are left out but where they are asked for."""
     columns = []
     for metric in metrics:
         title = TITLES[metric]
@@ -74,6 +80,9 @@ OWN_HEAD = (
     " dFID by own head: the same on depth that the strong head, which guides, reads from the finished image: guidance may please its own head without "
     "drawing better depth, so what this distance gains beyond dFID is self-flattery."
 )
+
+
+SECOND_JUDGE = " dFID by the second judge: the same on depth that another network judges, of other shape and weights than the first."
 
 
 def too_few(frame: pd.DataFrame) -> str:

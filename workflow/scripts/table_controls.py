@@ -25,7 +25,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
         Column("strength", "strength", digits=3),
         *run_rows.metric_columns(frame, run_rows.METRICS),
     ]
-    csv = frame[[*settings, *run_rows.NUMBERS, "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
+    csv = frame[[*settings, *run_rows.numbers(frame), "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
     frame["cost"] = [f"{int(row.unet_evaluations)} + {int(row.unet_gradients)}" for row in frame.itertuples()]
     return Table(
         csv,

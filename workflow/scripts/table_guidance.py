@@ -14,7 +14,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame, 
     names = list(run_rows.select(runs, table)["run"])
     frame = run_rows.measured(runs, distances, [*names, "real"])
     frame.insert(0, "guidance", [_guidance(row) for row in frame.itertuples()])
-    csv = frame[[*_SETTINGS, *run_rows.NUMBERS, "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
+    csv = frame[[*_SETTINGS, *run_rows.numbers(frame), "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
     csv = csv.astype({"steps": "Int64", "first_seed": "Int64"})
     settings = [Column("run", "run"), Column("sampler", "sampler"), Column("steps", "steps"), Column("w_dc", "w_dc"), Column("w_dp", "w_dp")]
     columns = [*settings, *run_rows.metric_columns(frame, run_rows.METRICS), Column("s / sample", "seconds_per_sample", digits=3)]

@@ -13,7 +13,9 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
     baselines = list(dict.fromkeys([*selected.loc[unguided, "run"], *guided["baseline"].dropna()]))
     frame = pd.concat([run_rows.measured(runs, distances, baselines), guided], ignore_index=True)
     frame.loc[: len(baselines) - 1, "prior"] = None  # no prior guides them, whatever the sheet says
-    csv = frame[["run", "prior", "sampler", "steps", "w_dc", "w_dp", *run_rows.NUMBERS, "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
+    csv = frame[
+        ["run", "prior", "sampler", "steps", "w_dc", "w_dp", *run_rows.numbers(frame), "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]
+    ]
     settings = [Column("run", "run"), Column("prior (px)", "prior", digits=0), Column("w_dc", "w_dc"), Column("w_dp", "w_dp")]
     columns = [*settings, *run_rows.metric_columns(frame), Column("s / sample", "seconds_per_sample", digits=3)]
     return Table(

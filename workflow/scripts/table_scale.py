@@ -22,7 +22,20 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, best: set[str]) -> Table:
     frame["best"] = ["best" if run in best else "" for run in frame["run"]]
     frame = frame.assign(order=frame["sweep"].map(_ORDER)).sort_values(["order", "w_dc", "w_dp"], kind="stable", ignore_index=True)
     columns = [Column("run", "run"), Column("w_dc", "w_dc"), Column("w_dp", "w_dp"), *run_rows.metric_columns(frame), Column("", "best")]
-    csv = ["sweep", "run", "w_dc", "w_dp", "best", "sampler", "steps", *run_rows.NUMBERS, "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]
+    csv = [
+        "sweep",
+        "run",
+        "w_dc",
+        "w_dp",
+        "best",
+        "sampler",
+        "steps",
+        *run_rows.numbers(frame),
+        "baseline",
+        *run_rows.PROTOCOL,
+        "first_seed",
+        "seconds_per_sample",
+    ]
     return Table(
         frame[csv],
         "Fig. 8: distances against the guidance weights w_dc and w_dp",

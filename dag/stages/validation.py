@@ -1,0 +1,34 @@
+"""Checking configs and rows of run sheets by the schemas of `workflow/schemas`. Knows no torch."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import yaml
+
+from dag.stages.artefacts import PACKAGE
+
+# In a checkout they lie with the workflow, in an installed package with the package.
+SCHEMAS = next(folder for folder in (PACKAGE.parent / "workflow" / "schemas", PACKAGE / "schemas") if folder.is_dir())
+
+
+class StudyError(ValueError):
+    """A config or run sheet that cannot be run: one line that names file, key or row, what was found and what is allowed."""
+
+
+@cache
+def _schema(name: str):
+    import jsonschema
+
+    schema = yaml.safe_load((SCHEMAS / name).read_text())
+    return jsonschema.Draft202012Validator(schema)
+
+
+def validate(value: dict, schema: str, where: str) -> None:
+    """Raises StudyError at the first fault of a value. where: the file, and the row, that it came from."""
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_schema(schema).iter_errors(value))
+    if error is not None:
+        key = ".".join(str(p) for p in error.absolute_path) or "top level"
+        raise StudyError(f"{where}: {key}: {error.message}")
