@@ -71,6 +71,7 @@ def run_sheet():
             "heads": "guide",
             "window": "0-999",
             "control": "none",
+            "variant": "none",
         }
         guided = not w_dc == w_dp == 0
         cost = {"seconds_per_sample": 0.55 if guided else 0.2, "unet_evaluations": 25, "unet_gradients": 25 * guided, "strength": 0.02 * guided}
@@ -88,6 +89,7 @@ def run_sheet():
     add("flipped", "ddim", 300, 100, 16, 0, 256, "controls", control="flipped")
     add("equal_compute", "ddim", 0, 0, 16, 0, 256, "controls", steps=63, unet_evaluations=63)
     add("s_mean", "ddim", 300, 100, 16, 0, 256, "sensitivity", rule="mean")
+    add("s_shallow", "ddim", 300, 100, 16, 0, 256, "sensitivity", variant="shallow")
     add("prior8", "ddim", 0, 100, 8, 0, 256, "table3")
     add("prior32", "ddim", 0, 100, 32, 0, 256, "table3")
     grid = [(0, 0), *[(w, 0) for w in (30, 100, 300, 1000)], *[(0, w) for w in (30, 100, 300, 1000)], *[(a, b) for a in (100, 300) for b in (100, 300)]]
@@ -103,7 +105,7 @@ def distance_rows(runs, rng):
         base = {"baseline": "", "both": "baseline", "ddpm_baseline": "", "sweep_0_0": "", "ddpm_both": "ddpm_baseline", "real": ""}
         baseline = base.get(name, "sweep_0_0" if name.startswith("sweep") else "baseline")
         gain = sum(0.25 * np.exp(-((np.log10(w / best)) ** 2)) for w, best in ((run.w_dc, 300), (run.w_dp, 100)) if w) if run else 0.9
-        levels = {"dfid": 170.0, "dfid_strong": 120.0, "fid": 42.0}
+        levels = {"dfid": 170.0, "dfid_strong": 120.0, "fid": 42.0, "dfid_second": 150.0}
         if run is None or "table1" in run.tables:
             levels |= {f"{of}{metric}": 0.5 for of in ("d", "") for metric in ("fd_infinity", "kid", "precision", "recall")}
         for metric, level in levels.items():
@@ -199,7 +201,7 @@ def build_all(root):
         "fig8_scale": table_scale.build(runs, distances, {"sweep_300_0", "sweep_0_100", "sweep_300_100"}),
         "table4_downstream": table_downstream.build(downstream, published()),
         "controls": table_controls.build(runs, distances),
-        "sensitivity": table_sensitivity.build(runs, distances),
+        "sensitivity": table_sensitivity.build(runs, distances, {"shallow": {"heads.layers": 1}}),
         "table1_distances": table_distances.build(runs, distances),
         "geometry": table_geometry.build(pd.read_csv(root / "metrics/geometry.csv"), {"both": "baseline"}),
         "known_answers": table_known_answers.build(pd.read_csv(root / "metrics/known_answers.csv")),
@@ -209,12 +211,18 @@ def build_all(root):
 @pytest.fixture(scope="module")
 def tables(study):
     sys.path.insert(0, str(SCRIPTS))
-    return build_all(study)
+    import table_gain
+
+    runs, distances = pd.read_csv(study / "metrics/runs.csv"), pd.read_csv(study / "metrics/distances.csv")
+    # Made on demand: on no page.
+    gain = table_gain.build(runs, [distances.assign(value=2 * distances["value"]), distances], [5000, 500480], ["baseline", "both"])
+    return {**build_all(study), "gain": gain}
 
 
 def drawings(root, tables):
     """How to draw every figure of the study, by name."""
     import figure_blocks
+    import figure_gain
     import figure_guidance
     import figure_labels
     import figure_pairs
@@ -238,6 +246,7 @@ def drawings(root, tables):
         "fig6": lambda: figure_points.draw(*figure_guidance.load(Files, 3), 70),
         "fig7": lambda: figure_pairs.draw(*figure_pairs.load(Files.unguided, Files.guided)),
         "fig8": lambda: figure_scale.draw(tables["fig8_scale"].frame),
+        "gain": lambda: figure_gain.draw(tables["gain"].frame),
         "samples": lambda: figure_samples.draw(figure_samples.load(str(root / "data/heldout.npz"), samples)),
     }
 
@@ -409,7 +418,7 @@ def test_copies_of_training_pictures_are_found():
     assert len(figure.axes) == 2 * 4 * 10
 
 
-ALL_FIGURES = ["fig4a", "fig6", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4b", "fig5", "fig7", "fig8", "samples"))]
+ALL_FIGURES = ["fig4a", "fig6", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fig3", "fig4b", "fig5", "fig7", "fig8", "gain", "samples"))]
 
 
 @pytest.mark.parametrize("name", ALL_FIGURES)
@@ -420,17 +429,41 @@ def test_drawing_twice_gives_the_same_bytes(figures, tmp_path, name):
         style.save(figures[name](), str(tmp_path / f"{number}.png"), str(tmp_path / f"{number}.svg"))
     for kind in ("png", "svg"):
         assert (tmp_path / f"0.{kind}").read_bytes() == (tmp_path / f"1.{kind}").read_bytes()
-    if name not in ("fig4a", "fig4b", "fig8"):
+    if name not in ("fig4a", "fig4b", "fig8", "gain"):
         assert "image-rendering:pixelated" in (tmp_path / "0.svg").read_text()
 
 
-@pytest.mark.parametrize("name", ["fig4b", "fig8"])
+CHARTS = {"fig4b": ("fig4b_labels", ["abs_rel"]), "fig8": ("fig8_scale", ["dfid", "fid"]), "gain": ("gain", ["dfid", "fid", "dfid_diff", "fid_diff"])}
+
+
+@pytest.mark.parametrize("name", CHARTS)
 def test_every_number_of_a_chart_is_drawn(figures, tables, name):
-    figure = figures[name]()
-    frame = tables[{"fig4b": "fig4b_labels", "fig8": "fig8_scale"}[name]].frame
+    figure, (table, columns) = figures[name](), CHARTS[name]
     drawn = np.concatenate([line.get_ydata() for panel in figure.axes for line in panel.lines if len(line.get_ydata())])
-    for column in ("abs_rel",) if name == "fig4b" else ("dfid", "fid"):
-        assert set(frame[column]) <= set(drawn)
+    for column in columns:
+        assert set(tables[table].frame[column].dropna()) <= set(drawn)
+
+
+def test_gain_has_an_unguided_and_a_guided_row_for_each_unet(tables):
+    frame = tables["gain"].frame
+    assert list(zip(frame["images"], frame["run"], strict=True)) == [(5000, "baseline"), (5000, "both"), (500480, "baseline"), (500480, "both")]
+    first, last = frame["dfid"][:2].to_numpy(), frame["dfid"][2:].to_numpy()
+    np.testing.assert_allclose(first, 2 * last)
+    assert frame["dfid_diff"].isna().tolist() == [True, False] * 2
+    assert "own heads" in tables["gain"].footnote
+
+
+def test_sensitivity_names_the_keys_of_a_variant_and_shows_the_second_judge(tables, study):
+    import table_sensitivity
+
+    table = tables["sensitivity"]
+    assert table.frame.set_index("run")["changed"].to_dict() == {"both": "default", "s_mean": "rule mean", "s_shallow": "heads.layers 1"}
+    assert "dFID by the second judge ↓" in [column.title for column in table.blocks[0].columns]
+    assert "another network" in table.footnote
+    distances = pd.read_csv(study / "metrics/distances.csv")
+    without = table_sensitivity.build(pd.read_csv(study / "metrics/runs.csv"), distances[distances["metric"] != "dfid_second"])
+    assert not [column for column in without.frame if "second" in column]
+    assert "second judge" not in without.markdown()
 
 
 def test_trajectory_shows_every_seed_kind_and_noise_level(figures):
@@ -519,6 +552,10 @@ def measured(*tables):
 
 def prior_name(run):
     return RUNS.prior[run]
+
+
+def heads_name(run):
+    return "labels100"
 
 
 def dag(stage):

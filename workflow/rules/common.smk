@@ -35,7 +35,7 @@ onstart:
 
 def ending(names):
     """Wildcard constraint: the end of a file's name, an underscore and one of these, or nothing."""
-    return "|".join(["", *(f"_{name}" for name in names)])
+    return "|" + "|".join(f"_{name}" for name in names)
 
 
 wildcard_constraints:

@@ -2,10 +2,10 @@
 # sees depth alone, and the judges are the study's.
 
 SHORT = f"{RESULTS}/gain/{{images}}"
-COMPARED = [config["figures"][side] for side in ("unguided", "guided")]
+PAIR = [config["figures"][side] for side in ("unguided", "guided")]
 TRAINED_ON = config.get("gain", {}).get("images", [])
 # The training of the study's own U-Net, the longest.
-WHOLE = {"steps": 0, "batch_size": 1, "processes": 1, **config["unet"].get("training", {})}
+WHOLE = {"steps": 0, "batch_size": 1, **config["unet"].get("training", {})}
 
 
 rule gain_unet:
@@ -17,10 +17,10 @@ rule gain_unet:
         f"{RESULTS}/benchmarks/gain/unet{{images}}.tsv"
     wildcard_constraints:
         images=one_of(map(str, TRAINED_ON)),
-    threads: WHOLE["processes"]
+    threads: processes(STUDY, "unet")
     resources:
         **asked(STUDY, "train_unet"),
-        gpu=GPU,
+        gpu=GPU * processes(STUDY, "unet"),
     params:
         command=dag("pretrain"),
         stamp=f"{domain_stamp('pretraining', 'unet')}-{config['data']['unet']}",
@@ -85,7 +85,7 @@ use rule sample as gain_sample with:
     benchmark:
         f"{RESULTS}/benchmarks/gain/sample{{images}}-{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(COMPARED),
+        run=one_of(PAIR),
 
 
 use rule describe as gain_describe with:
@@ -105,8 +105,9 @@ use rule describe as gain_describe with:
 
 use rule measure_sweep as gain_measure with:
     input:
-        judged=expand(f"{RESULTS}/gain/{{{{images}}}}/judged/{{run}}.npz", run=COMPARED),
+        judged=expand(f"{RESULTS}/gain/{{{{images}}}}/judged/{{run}}.npz", run=PAIR),
         reference=f"{RESULTS}/judged/reference.npz",
+        moments=MOMENTS,
     output:
         f"{SHORT}/distances.csv",
     log:
@@ -115,7 +116,7 @@ use rule measure_sweep as gain_measure with:
         f"{RESULTS}/benchmarks/gain/measure{{images}}.tsv"
     params:
         command=dag("measure"),
-        runs=COMPARED,
+        runs=PAIR,
         stamp=stamp("evaluation", "evaluation"),
 
 
@@ -130,7 +131,7 @@ rule gain_table:
     params:
         # What the trainings saw: whole batches.
         images=[WHOLE["batch_size"] * steps for steps in [*(round(images / WHOLE["batch_size"]) for images in TRAINED_ON), WHOLE["steps"]]],
-        compared=COMPARED,
+        compared=PAIR,
         look=look("run_rows", "table_format"),
     script:
         "../scripts/table_gain.py"

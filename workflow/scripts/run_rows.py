@@ -24,7 +24,7 @@ def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str]) -> p
     Raises ValueError when a run has no distance.
     """
     frame = pd.DataFrame({"run": names}).merge(runs.drop(columns=["n"], errors="ignore"), on="run", how="left")
-    measures = [*METRICS, *[SECOND] * (distances["metric"] == SECOND).any()]
+    measures = [*METRICS, *([SECOND] if (distances["metric"] == SECOND).any() else [])]
     for metric in measures:
         rows = distances[distances["metric"] == metric].set_index("run")
         missing = [name for name in names if name not in rows.index]
