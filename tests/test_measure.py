@@ -1,0 +1,91 @@
+"""The stages moments and measure: what of described pictures they compare, and what they refuse to compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from dag.metrics.distances import frechet_distance
+from dag.metrics.distances import moments as moments_of
+from dag.stages.evaluation import FEATURES, measure, moments
+from dag.stages.study import Study
+
+ROOT = Path(__file__).parent.parent
+LABEL, D = "efficientnet_lite0-16@64", 16
+
+
+def described(path: Path, n: int, seed: int, **changes) -> Path:
+    """What `describe` writes of n pictures, with features of one spread and some arrays changed (None: left out)."""
+    rng = np.random.default_rng(seed)
+    arrays = {"seeds": np.arange(n), "extractor": LABEL, **{key: rng.normal(seed / 10, 1, (n, D)).astype(np.float32) for key in FEATURES.values()}}
+    np.savez(path, **{key: value for key, value in {**arrays, **changes}.items() if value is not None})
+    return path
+
+
+@pytest.fixture
+def study(monkeypatch) -> Study:
+    monkeypatch.chdir(ROOT)
+    return Study(yaml.safe_load(Path("config/smoke.yaml").read_text()), "smoke.yaml")
+
+
+@pytest.fixture
+def measured(study, tmp_path):
+    """The distances of baseline and both, of files that differ from good ones as told."""
+
+    def run(both=None, reference=None, moments_file=None, of=study) -> pd.DataFrame:
+        files = {"baseline": described(tmp_path / "baseline.npz", 16, 1), "both": described(tmp_path / "both.npz", 16, 2, **(both or {}))}
+        truth = described(tmp_path / "reference.npz", 64, 0)
+        moments(study, reference=truth, out=tmp_path / "moments.npz")
+        if moments_file:
+            np.savez(tmp_path / "moments.npz", **{**np.load(tmp_path / "moments.npz"), **moments_file})
+        described(truth, 64, 0, **(reference or {}))
+        options = {"reference": truth, "moments": tmp_path / "moments.npz", "out": tmp_path / "distances.csv"}
+        measure(of, runs=list(files), judged=list(files.values()), **options)
+        return pd.read_csv(tmp_path / "distances.csv")
+
+    return run
+
+
+def test_every_judge_is_measured_against_the_reference(measured, tmp_path):
+    table = measured().set_index(["run", "metric"])
+    assert set(FEATURES) <= set(table.index.get_level_values("metric"))
+    with np.load(tmp_path / "both.npz") as both, np.load(tmp_path / "reference.npz") as reference:
+        for metric, key in FEATURES.items():
+            expected = frechet_distance(*moments_of(both[key]), *moments_of(reference[key]))
+            assert table.loc[("both", metric), "value"] == pytest.approx(expected, rel=1e-6)
+    assert set(table.extractor) == {LABEL}
+    assert set(table.n) == {16}
+
+
+def test_without_a_second_judge_none_is_measured(study, measured, tmp_path):
+    alone = Study({key: value for key, value in study.config.items() if key != "second_judge"}, "smoke.yaml")
+    table = measured(both={"second_features": None}, of=alone)
+    assert "dfid_second" not in set(table.metric)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"both": {"extractor": "pixels-16@64"}}, r"both\.npz: is of the extractor pixels-16@64, expected efficientnet_lite0-16@64, .* stage `describe`"),
+        ({"both": {"extractor": None}}, r"both\.npz: has no extractor"),
+        ({"both": {"depth_features": np.zeros((16, 8))}}, "all 16 rows of features are equal"),
+        ({"both": {"depth_features": np.random.default_rng(0).normal(size=(16, 8))}}, "features and reference: features of different width, 8 and 16"),
+        ({"both": {"depth_features": np.full((16, D), np.nan)}}, "features hold NaN or infinity in 16 of 16 rows"),
+        ({"both": {"second_features": None}}, r"both\.npz: has no second_features"),
+        ({"both": {"seeds": np.arange(12)}}, r"both\.npz: is of 12 pictures, expected 16; run the stage `describe`"),
+        ({"both": {"seeds": np.arange(16)[::-1]}}, r"both\.npz: its seeds are not those of .*baseline\.npz, its baseline"),
+        ({"reference": {"extractor": "inception-2048@299"}}, r"reference\.npz: is of the extractor inception-2048@299"),
+        ({"reference": {"seeds": np.arange(60)}}, r"reference\.npz: is of 60 pictures, expected 64"),
+        ({"moments_file": {"extractor": "inception-2048@299"}}, r"moments\.npz: is of the extractor inception-2048@299, .* stage `moments`"),
+        ({"moments_file": {"n": 60}}, r"moments\.npz: is of 60 pictures, expected 64; run the stage `moments`"),
+        ({"moments_file": {"depth_features_sigma": -np.eye(D)}}, "smallest eigenvalue of sigma is -1"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused_by_name(measured, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        measured(**changes)
+    assert not (tmp_path / "distances.csv").exists()
