@@ -14,10 +14,13 @@ from dag.weights import check_state, load_module_file
 
 
 def time_embedding(t: Tensor, width: int, num_timesteps: int = 1000, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Sines and cosines of t (b,) at `width` / 2 geometric frequencies: (b, width). Fixed, so unseen t interpolate."""
-    frequency = torch.exp(-math.log(10 * num_timesteps) * torch.arange(width // 2, device=t.device, dtype=dtype) / (width // 2))
-    angle = t[:, None].to(dtype) * frequency
-    return torch.cat([angle.sin(), angle.cos()], 1)
+    """Sines and cosines of t (b,) at `width` / 2 geometric frequencies: (b, width). Fixed, so unseen t interpolate.
+
+    Angles go up to t, where float32 has lost three digits: they are float64 (and on the CPU, as not every accelerator has that).
+    """
+    frequency = torch.exp(-math.log(10 * num_timesteps) * torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angle = t.cpu().double()[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], 1).to(t.device, dtype)
 
 
 class PixelLayer(nn.Module):
