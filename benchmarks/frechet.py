@@ -1,6 +1,6 @@
 """Ours and clean-fid's Frechet distance on the same features, and the cost of intervals: python benchmarks/frechet.py.
 
-Prints seconds of runs side by side and their ratio; numbers of one run are comparable with one another, not with another run's.
+Prints CPU seconds of one thread, which what else the machine does changes little, and the ratio of runs side by side.
 """
 
 import time
@@ -14,12 +14,12 @@ from dag.metrics.extractors import load_extractor
 
 
 def seconds(function, repeats: int = 1) -> tuple[float, object]:
-    """The least time of some calls, and the last one's result."""
+    """The least CPU time of some calls, and the last one's result."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         result = function()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times), result
 
 

@@ -1,6 +1,7 @@
 """Tables and figures from a made-up study: what a reader sees has the numbers of the files, and drawing is reproducible."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 
 from dag.data.rooms import render
+from dag.metrics.distances import frechet_distance, moments
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "workflow/scripts"
@@ -332,6 +334,27 @@ def test_numbers_of_another_protocol_get_a_block_of_their_own(study):
     assert all("n = " in block.title for block in blocks[:2])
 
 
+def test_a_column_says_how_it_was_measured_and_runs_of_too_few_samples_are_marked(study):
+    import table_guidance
+
+    distances = pd.read_csv(study / "metrics/distances.csv")
+    distances.loc[distances["run"] == "dcg", ["n", "dims"]] = [119, 40]
+    table = table_guidance.build(pd.read_csv(study / "metrics/runs.csv"), distances, published())
+    for block, n in zip(table.blocks, (256, 119), strict=False):
+        named = [column.title for column in block.columns if column.value in ("dfid", "dfid_strong", "fid")]
+        assert named == [f"{name} ↓ {EXTRACTOR}, n = {n}" for name in ("dFID", "dFID by own head", "FID")]
+    marks = {row.run.partition(" ")[0]: "†" in row.run for block in table.blocks[:2] for row in block.frame.itertuples()}
+    assert [run for run, few in marks.items() if few] == ["dcg"]
+    assert "† Too few samples" in table.footnote
+    assert "| dcg † |" in table.markdown()
+    told = re.search(r"in (\d+) dimensions are (\d+) apart at n = ([\d,]+) and (\d+) at n = ([\d,]+)", table.footnote).groups()
+    d, *apart = (int(number.replace(",", "")) for number in told)
+    for expected, n in zip(apart[::2], apart[1::2], strict=True):
+        first, second = np.random.default_rng(0).standard_normal((2, n, d))
+        assert frechet_distance(*moments(first), *moments(second)) == pytest.approx(expected, rel=0.03)
+    assert "dcg" in set(table.frame["run"])  # programs read the name
+
+
 def test_a_run_without_a_distance_is_named(study):
     import table_guidance
 
@@ -458,7 +481,7 @@ def test_sensitivity_names_the_keys_of_a_variant_and_shows_the_second_judge(tabl
 
     table = tables["sensitivity"]
     assert table.frame.set_index("run")["changed"].to_dict() == {"both": "default", "s_mean": "rule mean", "s_shallow": "heads.layers 1"}
-    assert "dFID by the second judge ↓" in [column.title for column in table.blocks[0].columns]
+    assert f"dFID by the second judge ↓ {EXTRACTOR}, n = 256" in [column.title for column in table.blocks[0].columns]
     assert "another network" in table.footnote
     distances = pd.read_csv(study / "metrics/distances.csv")
     without = table_sensitivity.build(pd.read_csv(study / "metrics/runs.csv"), distances[distances["metric"] != "dfid_second"])

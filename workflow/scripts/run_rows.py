@@ -1,5 +1,8 @@
 """Rows of the run sheet with what was measured on them, side by side."""
 
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 from table_format import SIGNIFICANT, Block, Column
 
@@ -58,10 +61,22 @@ def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid
 
 
 def by_protocol(frame: pd.DataFrame, columns: list[Column]) -> list[Block]:
-    """One block per extractor, dims and n: numbers measured differently never share a column."""
+    """One block per extractor, dims and n: numbers measured differently never share a column, and a distance's column says how it was measured."""
     groups = list(frame.groupby(PROTOCOL, sort=False))
-    titles = ["" if len(groups) == 1 else f"{extractor}, {dims} dimensions, n = {n}" for (extractor, dims, n), _ in groups]
-    return [Block(title, rows, columns) for title, (_, rows) in zip(titles, groups, strict=True)]
+    blocks = []
+    for (extractor, dims, n), rows in groups:
+        told = [replace(column, title=f"{column.title} {extractor}, n = {n}") if column.value in TITLES else column for column in columns]
+        blocks.append(Block("" if len(groups) == 1 else f"{extractor}, {dims} dimensions, n = {n}", marked(rows), told))
+    return blocks
+
+
+def marked(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a dagger at each run of fewer than three samples for each dimension; `too_few` says what it means."""
+    return frame.assign(run=frame["run"] + np.where(_few(frame), " †", ""))
+
+
+def _few(frame: pd.DataFrame) -> pd.Series:
+    return frame["n"] < 3 * frame["dims"]
 
 
 def protocol_note(frame: pd.DataFrame) -> str:
@@ -87,12 +102,11 @@ SECOND_JUDGE = " dFID by the second judge: the same on depth that another networ
 
 def too_few(frame: pd.DataFrame) -> str:
     """A warning where a covariance rests on fewer than three samples for each of its dimensions."""
-    few = frame[frame["n"] < 3 * frame["dims"]]
-    if few.empty:
+    if not _few(frame).any():
         return ""
     return (
-        f" Too few samples in {', '.join(few['run'])}: n is below three times the dimensions, and the Fréchet distance of so few is mostly the noise of their "
-        "own covariance (two draws of one Gaussian in 512 dimensions are 24.6 apart at n = 2,000 and 8.0 at 10,000)."
+        " † Too few samples: n is below three times the dimensions, and the Fréchet distance of so few is mostly the noise of their own covariance "
+        "(two draws of the standard Gaussian in 512 dimensions are 66 apart at n = 2,000 and 13 at n = 10,000)."
     )
 
 

@@ -26,7 +26,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, table: str = "table1") ->
         for fact in (*run_rows.PROTOCOL, "baseline"):
             frame[fact] = rows[fact].to_numpy()
         parts.append(frame.assign(of=title))
-        blocks.append(Block(title, frame, columns))
+        blocks.append(Block(title, run_rows.marked(frame), columns))
     whole = pd.concat(parts, ignore_index=True)
     how = "; ".join(f"{e}, {d} dimensions, n = {n}" for e, d, n in whole[run_rows.PROTOCOL].drop_duplicates().itertuples(index=False))
     return Table(

@@ -12,6 +12,7 @@ _TEX = str.maketrans(
     {
         **{c: "\\" + c for c in "_%&#$"},
         "–": "--",
+        "†": "\\textdagger{}",
         "−": "$-$",
         "↓": "$\\downarrow$",
         "↑": "$\\uparrow$",
