@@ -86,13 +86,13 @@ def _prior_eps(d: Domain, channels_last: bool, precision: str = "fp32") -> Calla
     return UNetPredictor(d.prior, DIFFUSION, "v_prediction", precision, channels_last).eps
 
 
-def unguided(d: Domain, precision: str = "fp32") -> Step:
-    return UNetPredictor(d.unet, DIFFUSION, d.kind, precision, channels_last=True)
+def unguided(d: Domain, precision: str = "fp32", channels_last: bool = True) -> Step:
+    return UNetPredictor(d.unet, DIFFUSION, d.kind, precision, channels_last)
 
 
-def guided(d: Domain, precision: str = "fp32") -> Step:
-    prior = Prior(WEIGHTS["w_dp"], _prior_eps(d, True, precision), DIFFUSION, d.size // 2, TAU)
-    return DepthGuidance(unguided(d, precision), d.heads, [Consistency(WEIGHTS["w_dc"]), prior])
+def guided(d: Domain, precision: str = "fp32", channels_last: bool = True) -> Step:
+    prior = Prior(WEIGHTS["w_dp"], _prior_eps(d, channels_last, precision), DIFFUSION, d.size // 2, TAU)
+    return DepthGuidance(unguided(d, precision, channels_last), d.heads, [Consistency(WEIGHTS["w_dc"]), prior])
 
 
 def naive(d: Domain) -> Step:
