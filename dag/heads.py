@@ -18,8 +18,9 @@ def time_embedding(t: Tensor, width: int, num_timesteps: int = 1000, dtype: torc
 
     Angles go up to t, where float32 has lost three digits: they are float64 (and on the CPU, as not every accelerator has that).
     """
-    frequency = torch.exp(-math.log(10 * num_timesteps) * torch.arange(width // 2, dtype=torch.float64) / (width // 2))
-    angle = t.cpu().double()[:, None] * frequency
+    place = t.device if t.is_meta else torch.device("cpu")  # a plan counts operations on the meta device, which holds no numbers
+    frequency = torch.exp(-math.log(10 * num_timesteps) * torch.arange(width // 2, dtype=torch.float64, device=place) / (width // 2))
+    angle = t.to(place).double()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], 1).to(t.device, dtype)
 
 

@@ -1,5 +1,8 @@
 """Controls take away the meaning of guidance and leave everything else as it is."""
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 
@@ -9,6 +12,9 @@ from dag.heads import build_heads
 from dag.sampling import SampleRNG, sample_ddim
 
 DIFFUSION = Diffusion()
+
+
+SHEETS = sorted((Path(__file__).parents[1] / "config" / "runs").glob("*.tsv"))
 
 
 def guided(x_t, t, rng):
@@ -79,3 +85,20 @@ def test_shuffled_pixels_keep_the_histogram_of_each_map():
     ramp = torch.arange(64.0).view(1, 1, 8, 8).expand(2, 1, 8, 8)
     first, second = controls.shuffled_pixels(ramp)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("sheet", SHEETS, ids=lambda path: path.stem)
+def test_every_run_sheet_has_the_controls(sheet):
+    """Each beside the guided and the unguided run that it is to be told from, on their seeds and with their settings."""
+    rows = pd.read_csv(sheet, sep="\t", keep_default_na=False, dtype=str)
+    rows = rows[rows.tables.str.contains("controls")].set_index("run")
+    assert rows[["n", "first_seed", "sampler"]].drop_duplicates().shape[0] == 1
+    unguided = (rows.w_dc == "0") & (rows.w_dp == "0")
+    guided, plain = rows[~unguided & (rows.control == "none")], rows[unguided]
+    assert len(guided) == 1
+    assert set(rows.control) == {"none", "random_heads", "shuffled_prior", "flipped", "noise"}
+    others = rows[rows.control != "none"]
+    assert (others.drop(columns=["control", "tables"]) == guided.iloc[0].drop(["control", "tables"])).all(axis=None)
+    few, many = sorted(map(int, plain.steps))
+    assert few == int(guided.steps.iloc[0])
+    assert 2.4 * few <= many <= 2.6 * few

@@ -49,7 +49,7 @@ def test_the_study_is_planned_with_no_asset_present(tmp_path, study, sheet):
     parts = [math.ceil(n / config["compute"]["shard_size"]) for n in runs["n"]]
     assert found["asset"] == len(config["assets"])
     assert (found.get("sample", 0), found["sample_shard"], found["join"]) == (parts.count(1), sum(n for n in parts if n > 1), sum(n > 1 for n in parts))
-    assert (found["describe"], found["convert_unet"], found["prior"]) == (len(runs) + 2, 1, 4)
+    assert (found["describe"], found["convert_unet"], found["prior"]) == (len(runs) + 2, 1, 5)
     assert not {"fetch", "fetch_asset", "train_unet"} & found.keys()
     assert set(runs.query("tables.str.contains('table[12]')")["n"]) == {50000 if sheet == "paper50k" else 5000}
 

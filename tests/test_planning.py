@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from dag.stages.planning import count
+from dag.stages.planning import Counted, count
+from dag.stages.study import Study
 
 
 def test_operations_and_kept_activations_are_those_of_paper_and_pencil():
@@ -17,3 +20,13 @@ def test_operations_and_kept_activations_are_those_of_paper_and_pencil():
     x.requires_grad_()
     # The gradient to x costs as much as the forward pass; every layer keeps what it was given, frozen or not.
     assert count(lambda: network(x).sum().backward()) == (2 * forward, 4 * 2 * (3 + 8 + 8) * 256)
+
+
+def test_every_network_of_a_study_is_counted_without_weights(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    counted = Counted(Study.load("config/smoke.yaml"))
+    assert 0 < counted.to_taps < counted.forward
+    assert min(counted.head, counted.judge, counted.down, counted.extractor, *counted.prior.values()) > 0
+    step, kept = counted.guided[True, 16]
+    assert step > counted.to_taps + counted.head
+    assert kept > 0
