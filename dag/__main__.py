@@ -57,7 +57,7 @@ STAGES = {
     "verify": "verify",
 }
 # Stages whose rules ask for a GPU.
-ON_DEVICE = {"pretrain", "features", "heads", "prior", "judge", "sample", "trajectory", "describe", "downstream", "label"}
+ON_DEVICE = {"pretrain", "features", "heads", "prior", "judge", "sample", "trajectory", "describe", "known_answers", "downstream", "label"}
 # Of these, trainings that several processes may share, each on a GPU of its own; with the config section that says how many.
 SHARED = {"pretrain": "unet", "prior": "prior"}
 
@@ -94,6 +94,7 @@ def _stage_parser(name: str, function: Callable) -> argparse.ArgumentParser:
     parameters = dict(inspect.signature(function).parameters)
     if parameters.pop("study", None):
         parser.add_argument("--config", required=True, metavar="FILE", help="the study's config, e.g. config/rooms.yaml")
+    parameters.pop("threads", None)
     parser.add_argument("--threads", type=int, default=1, metavar="INT", help="CPU threads of this process (default 1)")
     hints = typing.get_type_hints(function)
     for key, parameter in parameters.items():
@@ -157,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
+        if "threads" in inspect.signature(function).parameters:
+            options["threads"] = threads
         if study:
             _tell_files(study[0], options)
         count = processes(study[0], SHARED[name]) if name in SHARED else 1

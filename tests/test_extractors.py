@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 from standins import write_inception
 from torch import nn
 from torch.nn import functional as F
 
 from dag.metrics.distances import frechet_distance, moments
 from dag.metrics.extractors import INCEPTION_SHA256, STAGES, depth_pictures, load_extractor, resize
+from dag.stages import evaluation
+from dag.stages.evaluation import FEATURES, measure
+from dag.stages.evaluation import moments as moments_stage
+from dag.stages.study import Study
 from dag.weights import sha256
 
 
@@ -140,6 +148,44 @@ def test_inception_features_and_fid_are_those_of_cleanfid(inception, tmp_path):
     np.testing.assert_array_equal(features["real"], fid.get_folder_features(str(tmp_path / "real"), theirs, **options))
     found = frechet_distance(*moments(features["fake"][:, :24]), *moments(features["real"][:, :24]))
     assert expected > 1e-4
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_fid_of_the_stages_is_that_of_cleanfid_in_all_dimensions(inception, tmp_path, monkeypatch):
+    """From the same PNG files, as the study computes it: features, moments of the reference, distance. More pictures than dimensions, as fewer leave
+    covariances without an inverse, whose matrix root is not exact to six digits in clean-fid itself."""
+    from cleanfid import fid
+    from cleanfid.inception_torchscript import InceptionV3W
+    from PIL import Image
+
+    file, digest = inception
+    extractor, root = load_extractor("inception", weights=file, sha256=digest), Path(__file__).parent.parent
+    monkeypatch.chdir(root)
+    config, random = yaml.safe_load((root / "config" / "smoke.yaml").read_text()), np.random.default_rng(0)
+    config["evaluation"] = {"extractor": "inception", "dims": 2048, "resolution": 299, "resamples": 20, "permutations": 0}
+    config["data"]["reference"][1] = 2400
+    config.pop("second_judge", None)
+    study = Study(config)
+    study.runs.loc["baseline", "n"] = 2400
+    study.config["evaluation"]["resamples"] = 1
+    for name, shift in (("reference", 0), ("baseline", 20)):
+        (tmp_path / name).mkdir()
+        images = (random.integers(0, 200, (2400, 27, 27, 3)) + shift).astype(np.uint8)
+        for at, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{at:04d}.png")
+        features = extractor(images)
+        described = {key: features if key == "image_features" else features[:, :3] for key in FEATURES.values()}
+        np.savez(tmp_path / f"{name}.npz", seeds=np.arange(2400), extractor=extractor.label, **described)
+    moments_stage(study, reference=tmp_path / "reference.npz", out=tmp_path / "moments.npz")
+    files = {"reference": tmp_path / "reference.npz", "moments": tmp_path / "moments.npz", "out": tmp_path / "distances.csv"}
+    monkeypatch.setattr(evaluation, "OTHERS", {})
+    measure(study, runs=["baseline"], judged=[tmp_path / "baseline.npz"], **files)
+    found = pd.read_csv(tmp_path / "distances.csv").set_index("metric").value["fid"]
+    options = {"mode": "clean", "num_workers": 0, "batch_size": 32, "device": torch.device("cpu"), "verbose": False}
+    theirs = InceptionV3W(str(file.parent), download=False)
+    expected = fid.compute_fid(str(tmp_path / "baseline"), str(tmp_path / "reference"), custom_feat_extractor=theirs, **options)
     assert found == pytest.approx(expected, rel=1e-6)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dag.metrics.distances import frechet_distance
+from dag.metrics.distances import frechet_distance, paired_bootstrap
 from dag.metrics.distances import moments as moments_of
 from dag.stages.evaluation import FEATURES, measure, moments
 from dag.stages.study import Study
@@ -59,6 +59,27 @@ def test_every_judge_is_measured_against_the_reference(measured, tmp_path):
             assert table.loc[("both", metric), "value"] == pytest.approx(expected, rel=1e-6)
     assert set(table.extractor) == {LABEL}
     assert set(table.n) == {16}
+
+
+def test_distances_do_not_depend_on_the_threads_that_measure_them(study, measured, tmp_path):
+    alone = measured()
+    files = {"judged": [tmp_path / "baseline.npz", tmp_path / "both.npz"], "reference": tmp_path / "reference.npz", "moments": tmp_path / "moments.npz"}
+    measure(study, runs=["baseline", "both"], **files, out=tmp_path / "threads.csv", threads=3)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "threads.csv"), alone, check_exact=True)
+
+
+def test_resamples_and_exchanges_are_those_of_the_config(study, measured, tmp_path):
+    def p(permutations: int | None) -> pd.Series:
+        section = {**study["evaluation"], **({} if permutations is None else {"permutations": permutations})}
+        return measured(of=Study({**study.config, "evaluation": section}, "smoke.yaml")).set_index(["run", "metric"]).p
+
+    images, baseline, reference = (np.load(described(tmp_path / "some.npz", n, seed))["image_features"] for n, seed in ((16, 2), (16, 1), (64, 0)))
+    expected = paired_bootstrap(moments_of(reference), images, baseline, resamples=study["evaluation"]["resamples"])
+    assert p(None)["both", "fid"] == pytest.approx(expected.p)  # 999 of them
+    few = p(4)
+    assert (few.loc["both"].dropna() * 5 % 1 == 0).all()
+    assert pd.isna(few["both", "fd_infinity"])
+    assert p(0).isna().all()
 
 
 def test_without_a_second_judge_none_is_measured(study, measured, tmp_path):

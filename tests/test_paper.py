@@ -11,27 +11,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from conftest import checkout
 from standins import write_all
+
+from dag.weights import sha256
 
 ROOT = Path(__file__).parent.parent
 MINI = "config/paper-mini.yaml"
 
 
-def snakemake(folder: Path, *arguments: str, config: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--configfile", config, *arguments]
+def snakemake(folder: Path, *arguments: str, config: str | list[str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--configfile", *([config] if isinstance(config, str) else config), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-
-
-def checkout(folder: Path) -> Path:
-    """The parts of the project that a study needs, in a folder where it may write."""
-    for name in ("dag", "workflow", "config", "profiles"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "Snakefile", folder)
-    return folder
 
 
 def counts(output: str) -> dict[str, int]:
@@ -40,18 +37,29 @@ def counts(output: str) -> dict[str, int]:
     return {line.split()[0]: int(line.split()[1]) for line in table.group(1).splitlines()[2:]}
 
 
-@pytest.mark.parametrize(("study", "sheet"), [("paper", "paper"), ("paper", "paper50k"), ("paper-church", "paper-church")])
-def test_the_study_is_planned_with_no_asset_present(tmp_path, study, sheet):
-    plan = snakemake(checkout(tmp_path), "-n", "--config", f"runs=config/runs/{sheet}.tsv", config=f"config/{study}.yaml")
+def test_50000_samples_are_the_same_runs():
+    for study in ("paper", "paper-church"):
+        few, many = (pd.read_csv(ROOT / "config" / "runs" / f"{study}{more}.tsv", sep="\t") for more in ("", "50k"))
+        assert few.drop(columns="n").equals(many.drop(columns="n"))
+        assert dict(zip(few.n, many.n, strict=True)) == {5000: 50000, 1000: 5000}
+
+
+@pytest.mark.parametrize(
+    ("study", "more", "options"),
+    [("paper", "", []), ("paper", "50k", []), ("paper", "50k", ["--profile", "slurm"]), ("paper-church", "", []), ("paper-church", "50k", [])],
+)
+def test_the_study_is_planned_with_no_asset_present(tmp_path, study, more, options):
+    configs = [f"config/{study}.yaml", *([f"config/runs/{study}{more}.yaml"] if more else [])]
+    plan = snakemake(checkout(tmp_path), "-n", *options, config=configs)
     assert plan.returncode == 0, plan.stderr[-2000:]
-    found, runs = counts(plan.stdout + plan.stderr), pd.read_csv(ROOT / "config" / "runs" / f"{sheet}.tsv", sep="\t")
+    found, runs = counts(plan.stdout + plan.stderr), pd.read_csv(ROOT / "config" / "runs" / f"{study}{more}.tsv", sep="\t")
     config = yaml.safe_load((ROOT / "config" / f"{study}.yaml").read_text())
     parts = [math.ceil(n / config["compute"]["shard_size"]) for n in runs["n"]]
     assert found["asset"] == len(config["assets"])
     assert (found.get("sample", 0), found["sample_shard"], found["join"]) == (parts.count(1), sum(n for n in parts if n > 1), sum(n > 1 for n in parts))
     assert (found["describe"], found["convert_unet"], found["prior"]) == (len(runs) + 2, 1, 5)
     assert not {"fetch", "fetch_asset", "train_unet"} & found.keys()
-    assert set(runs.query("tables.str.contains('table[12]')")["n"]) == {50000 if sheet == "paper50k" else 5000}
+    assert set(runs.query("tables.str.contains('table[12]')")["n"]) == {50000 if more else 5000}
 
 
 def test_the_study_in_miniature_has_every_rule_of_the_whole(tmp_path):
@@ -91,8 +99,40 @@ def test_every_rule_runs_on_stand_ins(mini):
     assert "15.71" in (results / "tables" / "table1_guidance.md").read_text()
     assert json.loads((results / "models" / "unet" / "source.json").read_text())["source"] == "assets/mini/lsun_bedroom.pt"
     assert set(pd.read_csv(results / "metrics" / "downstream" / "reference.csv").image) == {2, 4}
+    records = [json.loads((results / "models" / f"prior{side}.json").read_text()) for side in (8, 16)]
+    assert [record["resolution"] for record in records] == [8, 16]
+    moments = json.loads((results / "metrics" / "moments.json").read_text())["outputs"]
+    assert moments["results/paper-mini/metrics/moments.npz"]["sha256"] == sha256(results / "metrics" / "moments.npz")
     again = snakemake(mini, "--cores", "2", config=MINI)
     assert "Nothing to be done" in again.stderr + again.stdout
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_its_features_are_those_of_cleanfid_on_png_files(mini, tmp_path):
+    """From the study's own pictures to its table; that distances are clean-fid's too: tests/test_extractors.py."""
+    from cleanfid.fid import get_folder_features
+    from cleanfid.inception_torchscript import InceptionV3W
+    from PIL import Image
+
+    results = mini / "results" / "paper-mini"
+    features, moments = {}, np.load(results / "metrics" / "moments.npz")
+    for name, pictures in (("baseline", "samples/baseline.npz"), ("reference", "data/reference.npz")):
+        (tmp_path / name).mkdir()
+        for at, image in enumerate(np.load(results / pictures)["images"]):
+            Image.fromarray(image).save(tmp_path / name / f"{at:03d}.png")
+        network = InceptionV3W(str(mini / "assets" / "mini"), download=False)
+        options = {"mode": "clean", "num_workers": 0, "batch_size": 8, "device": torch.device("cpu"), "verbose": False}
+        features[name] = get_folder_features(str(tmp_path / name), network, **options)
+        np.testing.assert_array_equal(np.load(results / "judged" / f"{name}.npz")["image_features"], features[name])
+    np.testing.assert_allclose(moments["image_features_mu"], features["reference"].mean(0, dtype=np.float64), atol=1e-9)
+    np.testing.assert_allclose(moments["image_features_sigma"], np.cov(features["reference"], rowvar=False), atol=1e-7)
+    # tr sqrt(S1 S2) as the sum of singular values of the centred features' product, which is exact for few pictures.
+    fake, real = (f.astype(np.float64) - f.mean(0, dtype=np.float64) for f in (features["baseline"], features["reference"]))
+    root = np.linalg.svd(fake @ real.T, compute_uv=False).sum() / ((len(fake) - 1) * (len(real) - 1)) ** 0.5
+    spread = (fake**2).sum() / (len(fake) - 1) + (real**2).sum() / (len(real) - 1)
+    means = features["baseline"].mean(0, dtype=np.float64) - features["reference"].mean(0, dtype=np.float64)
+    distances = pd.read_csv(results / "metrics" / "distances.csv").set_index(["run", "metric"])
+    assert distances.value["baseline", "fid"] == pytest.approx((means**2).sum() + spread - 2 * root, rel=1e-6)
 
 
 def test_whatever_is_wrong_with_an_asset_shows_before_any_sampling(mini, tmp_path):

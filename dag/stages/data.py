@@ -41,15 +41,16 @@ def pictures(study: Study, use: str) -> tuple[Dataset, np.ndarray]:
     return source, np.random.default_rng(0).permutation(len(source))[index] if mixed else index
 
 
-def read(path: Path, *needed: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file. Raises ValueError naming a file that is missing, not whole, or without an array that is needed."""
+def read(path: Path, *needed: str, only: bool = False) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, or only those that are needed. Raises ValueError naming a file that is missing, not whole, or without one of these."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            names = file.files
+            arrays = {name: file[name] for name in names if not only or name in needed}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; run the stage that makes it first") from None
     except Exception as error:  # zipfile and numpy raise many kinds for a torn file
         raise ValueError(f"{path}: not a whole .npz file ({error})") from None
-    if missing := sorted(set(needed) - arrays.keys()):
-        raise ValueError(f"{path}: has no {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
+    if missing := sorted(set(needed) - set(names)):
+        raise ValueError(f"{path}: has no {', '.join(missing)}; it holds {', '.join(names) or 'nothing'}")
     return arrays

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -80,13 +82,15 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
 SECOND = "second_features"
 FEATURES = {"dfid": "depth_features", "dfid_strong": "strong_features", "fid": "image_features", "dfid_second": SECOND}
 COMPARISONS = {"table1", "table2"}
-# Other distances, for the runs that these tables compare: features and metric. Cheaper resampling, for what they cost.
+# How often labels are swapped for a p, where evaluation.permutations does not say.
+PERMUTATIONS = 999
+# Other distances, for the runs that these tables compare: features and metric. Less resampling, for what they cost.
 OTHERS = {
     f"{prefix}{metric}": (key, metric)
     for prefix, key in (("d", "depth_features"), ("", "image_features"))
     for metric in ("fd_infinity", "kid", "precision", "recall")
 }
-_RESAMPLED = {"resamples": 200, "permutations": 199}
+_MOST_RESAMPLED = {"resamples": 200, "permutations": 199}
 
 
 def moments(study: Study, *, reference: Path, out: Path) -> None:
@@ -107,45 +111,68 @@ def moments(study: Study, *, reference: Path, out: Path) -> None:
 
 
 def measure(
-    study: Study, *, runs: list[str], judged: list[Path], reference: Path, moments: Path, out: Path, real: Path | None = None, earlier: Path | None = None
+    study: Study,
+    *,
+    runs: list[str],
+    judged: list[Path],
+    reference: Path,
+    moments: Path,
+    out: Path,
+    real: Path | None = None,
+    earlier: Path | None = None,
+    threads: int = 1,
 ) -> None:
     """FID and dFID of runs with intervals, each run beside the unguided one of its kind, and more distances for those of table 1 or 2.
 
     judged: one file per run, in the order of runs. moments: of the reference, for Fréchet distances. real: held-out real pictures, the floor.
-    earlier: distances already measured, which the table is to hold too.
+    earlier: distances already measured, which the table is to hold too. So many numbers as there are threads are computed at a time.
     """
-    from dag.metrics.distances import paired_bootstrap
-
-    started = time.time()
-    section, label, rows = study["evaluation"], extractor_label(study), []
-    paths = dict(zip(runs, judged, strict=True)) | ({"real": real} if real is not None else {})
+    started, paths = time.time(), dict(zip(runs, judged, strict=True)) | ({"real": real} if real is not None else {})
     files = {name: described(path, study, study.run(name)["n"] if name != "real" else None) for name, path in paths.items()}
-    truth = described(reference, study, study.uses["reference"].count if study.drawn else None)
-    moments_of = _moments_of(moments, study, len(truth["seeds"]))
-
-    def estimate(name: str, metric: str, key: str, against, /, **options) -> None:
-        baseline = study.baseline_of(name) if name != "real" else None
+    for name, baseline in {name: study.baseline_of(name) for name in runs}.items():
         if baseline and not np.array_equal(files[name]["seeds"], files[baseline]["seeds"]):
             raise ValueError(f"{paths[name]}: its seeds are not those of {paths[baseline]}, its baseline, in the same order: nothing pairs them")
-        values = paired_bootstrap(against, files[name][key], files[baseline][key] if baseline else None, **options)
-        facts = {"run": name, "metric": metric, "extractor": label, "dims": section["dims"], "n": values.n, "baseline": baseline or ""}
-        rows.append({**facts, **{k: getattr(values, k) for k in ("value", "low", "high", "diff", "diff_low", "diff_high", "p")}})
+    truth = described(reference, study, study.uses["reference"].count if study.drawn else None)
+    moments_of = _moments_of(moments, study, len(truth["seeds"]))
+    tasks = list(_distances(study, list(files)))
+    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(tasks), desc="distances", unit="number", disable=None) as bar:
 
-    for metric, key in compared(study).items():
-        for name in tqdm(files, desc=metric, unit="run", disable=None):
-            estimate(name, metric, key, moments_of[key], resamples=section["resamples"])
-    shown = [name for name in files if name == "real" or COMPARISONS & set(study.runs.tables[name].split(","))]
-    for metric, (key, kind) in OTHERS.items():
-        for name in tqdm(shown, desc=metric, unit="run", disable=None):
-            against = moments_of[key] if kind == "fd_infinity" else truth[key]
-            # Extrapolating costs fifteen distances for one: its difference has an interval, but no p.
-            options = {"resamples": 100, "permutations": 0} if kind == "fd_infinity" else _RESAMPLED
-            estimate(name, metric, key, against, metric=kind, **options)
-    table = pd.DataFrame(rows)
+        def row(task: tuple[str, str, str, str, dict]) -> dict:
+            name, metric, key, kind, options = task
+            against = moments_of[key] if kind.startswith("fd") else truth[key]
+            found = _row(study, files, name, metric, key, against, metric=kind, **options)
+            bar.update()
+            return found
+
+        table = pd.DataFrame(pool.map(row, tasks))
     if earlier is not None:
         table = pd.concat([table, pd.read_csv(earlier, keep_default_na=False, na_values=[""])], ignore_index=True)
     write_csv(table, out)
-    write_provenance(out, study, started, resamples=section["resamples"])
+    write_provenance(out, study, started, resamples=study["evaluation"]["resamples"])
+
+
+def _distances(study: Study, names: list[str]) -> Iterator[tuple[str, str, str, str, dict]]:
+    """(run, number, features, kind of distance, how often it is resampled) of every row of a table of distances."""
+    section = study["evaluation"]
+    often = {"resamples": section["resamples"], "permutations": section.get("permutations", PERMUTATIONS)}
+    for metric, key in compared(study).items():
+        yield from ((name, metric, key, "fd", often) for name in names)
+    seldom = {key: min(often[key], most) for key, most in _MOST_RESAMPLED.items()}
+    shown = [name for name in names if name == "real" or COMPARISONS & set(study.runs.tables[name].split(","))]
+    for metric, (key, kind) in OTHERS.items():
+        # Extrapolating costs fifteen distances for one: its difference has an interval, but no p.
+        options = {"resamples": min(often["resamples"], 100), "permutations": 0} if kind == "fd_infinity" else seldom
+        yield from ((name, metric, key, kind, options) for name in shown)
+
+
+def _row(study: Study, files: dict[str, dict], name: str, column: str, key: str, against, /, **options) -> dict:
+    """One row of a table of distances. against: what paired_bootstrap takes for the real pictures; options: its own."""
+    from dag.metrics.distances import paired_bootstrap
+
+    baseline = study.baseline_of(name) if name != "real" else None
+    values = paired_bootstrap(against, files[name][key], files[baseline][key] if baseline else None, **options)
+    facts = {"run": name, "metric": column, "extractor": extractor_label(study), "dims": study["evaluation"]["dims"], "n": values.n, "baseline": baseline or ""}
+    return {**facts, **{k: getattr(values, k) for k in ("value", "low", "high", "diff", "diff_low", "diff_high", "p")}}
 
 
 def compared(study: Study) -> dict[str, str]:
@@ -159,9 +186,11 @@ def extractor_label(study: Study) -> str:
 
 
 def described(path: Path, study: Study, n: int | None) -> dict[str, np.ndarray]:
-    """What `describe` wrote. Raises ValueError naming a file of another extractor, without features of the second judge, or of another number of
-    pictures than n where that is known."""
-    return _of_this_study(path, read(path, "seeds", "extractor", *compared(study).values()), extractor_label(study), n, "describe")
+    """What `describe` wrote, without the depth maps: of all runs of a large study they would fill the memory.
+
+    Raises ValueError naming a file of another extractor, without features of the second judge, or of another number of pictures than n where that is known.
+    """
+    return _of_this_study(path, read(path, "seeds", "extractor", *compared(study).values(), only=True), extractor_label(study), n, "describe")
 
 
 def _of_this_study(path, arrays, label: str, n: int | None, stage: str) -> dict[str, np.ndarray]:

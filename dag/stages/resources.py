@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import math
 
+from dag.stages.sheet import in_sweep
 from dag.stages.study import Study
 
 START_MIB = 1500  # Python with torch and diffusers, and a network of this study: about half of it
 # Activations kept for the gradient, float32, in arrays of a ResNet's output. The 256x256 U-Net of guided-diffusion, 4.8 GiB an image, has 10.8.
 ARRAYS_PER_RESNET = 11
-_PICTURE = 40 / 2**20  # MiB a pixel of a picture with depth: uint8 and float32, drawn at twice the side
+# MiB a pixel of a picture with depth, uint8 and float32: drawn at twice the side, or read and given its depth by an estimator.
+_PICTURE, _LABELLED_PICTURE = 40 / 2**20, 16 / 2**20
 _WHOLE_SPLIT = 1000  # pictures, where the config leaves it to the dataset
 START_MINUTES, MARGIN = 10, 2
 # A depth network of transformers, as large as Intel/dpt-large: 344 M float32 parameters, and two operations each for 577 patches and the decoder.
 _LABELLER_MIB, _LABELLER_GFLOP = 4000, 800
+_EXTRACTOR_GFLOP = 12  # FID's Inception, the largest
+CORE_GFLOPS = 10  # of one slow core: what stages without a network compute with
+_BY_CORES = ("prepare", "join", "moments", "measure", "measure_sweep")
 
 
 def asked(study: Study, stage: str, side: int | None = None) -> dict:
     """`mem_mb` and `runtime` (minutes) of a stage's job, as functions of `attempt`. side: of the images, where it is not the domain's."""
     mib, gflop = _needs(study, stage, side or study["domain"]["size"])
-    minutes = START_MINUTES + MARGIN * gflop / study.compute["gflops"] / 60
+    speed = study.compute["gflops"]
+    if stage in _BY_CORES:
+        speed = CORE_GFLOPS * (study.compute["cores"] if stage.startswith("measure") else 1)
+    minutes = START_MINUTES + MARGIN * gflop / speed / 60
     return {"mem_mb": lambda wildcards, attempt: attempt * math.ceil(mib), "runtime": lambda wildcards, attempt: attempt * math.ceil(minutes)}
 
 
@@ -38,12 +46,19 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     longest = int(study.runs.n.max())
     shard = min(longest, study.compute["shard_size"] or longest)
     forward, kept = operations(unet, size), activations(unet, size)
+    picture = (_LABELLED_PICTURE if "estimator" in study.config else _PICTURE) * size**2
     if stage == "prepare":
         largest = max(count for name, count in counts.items() if name != "unet")  # whose scenes are drawn as they are needed
-        return START_MIB + largest * _PICTURE * size**2, largest * size**2 * 5e-5
+        return START_MIB + largest * picture, largest * size**2 * 5e-5
+    if stage == "join":
+        return START_MIB + 3 * longest * 3 * size**2 / 2**20, longest * size**2 * 1e-6
+    if stage in ("moments", "measure", "measure_sweep"):
+        return _measuring(study, stage, counts["reference"])
+    if stage == "known_answers":
+        return START_MIB + counts["heldout"] * picture, 10 * counts["heldout"] * _EXTRACTOR_GFLOP  # real depth, and three faults of three strengths
     if stage == "label":
         largest = max(count for name, count in counts.items() if name != "unet")
-        return START_MIB + _LABELLER_MIB + largest * _PICTURE * size**2, largest * _LABELLER_GFLOP
+        return START_MIB + _LABELLER_MIB + largest * picture, largest * _LABELLER_GFLOP
     if stage in ("sample", "trajectory"):
         # A guided step: the U-Net forward and, to x, backward, and less than that again for heads and prior.
         return START_MIB + batch * kept, int(study.runs.steps.max()) * shard * 4 * forward
@@ -52,7 +67,7 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
         return START_MIB + batch * kept, levels * forward
     if stage == "describe":
         most = max(longest, counts["reference"])
-        return START_MIB + batch * kept + most * _PICTURE * size**2, most * (forward + 2)
+        return START_MIB + batch * kept + most * picture, most * (forward + 2)
     if stage == "heads":
         recipe, width = study["heads"]["training"], study["heads"]["width"]
         layers = len(study["heads"]["strong"]) + study["heads"]["layers"] + 1
@@ -64,12 +79,30 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     recipe, architecture = study[section]["training"], study[section]["architecture"]
     if "layers_per_block" not in architecture:  # an encoder of classification: about as large as the U-Net
         architecture = unet
-    data = 0 if stage == "train_unet" else counts.get(stage, 0) * _PICTURE * size**2
+    data = 0 if stage == "train_unet" else counts.get(stage, 0) * picture
     trainings = study["downstream"]["seeds"] if stage == "downstream" else 1
     # Each process of a training has its own Python and data, and keeps activations for one part of its share at a time.
     at_once = recipe["batch_size"] / recipe.get("gradient_accumulation_steps", 1)
     memory = (START_MIB + data) * processes(study, section) + 2 * at_once * activations(architecture, size)
     return memory, trainings * recipe["steps"] * recipe["batch_size"] * 3 * operations(architecture, size)
+
+
+def _measuring(study: Study, stage: str, reference: int) -> tuple[float, float]:
+    """Of distances: all features in memory, three kinds a picture; for each resampled set a product of them and the eigenvalues of their moments."""
+    section, d, features = study["evaluation"], study["evaluation"]["dims"], 3 * 4 * study["evaluation"]["dims"]
+    if stage == "moments":
+        return START_MIB + reference * 3 * features / 2**20, 3 * 2 * reference * d**2 / 1e9
+    runs = [row for row in study.runs.itertuples() if in_sweep(row.tables) == (stage == "measure_sweep")]
+    resamples, permutations = section["resamples"], section.get("permutations", 999)
+    operations_, most = 0.0, max((row.n for row in runs), default=0)
+    for row in runs:
+        smaller = min(row.n, d)
+        one, pairs = 2 * row.n * d * smaller + 4 * smaller**3, 2 * row.n * (row.n + reference) * d
+        operations_ += 3 * 2 * (resamples + permutations) * one
+        if {"table1", "table2"} & set(row.tables.split(",")):  # FD-infinity, fifteen distances for one; KID, precision and recall
+            operations_ += 2 * 2 * (15 * min(resamples, 100) * one + 3 * (min(resamples, 200) + min(permutations, 199)) * pairs)
+    held = (sum(row.n for row in runs) + 2 * reference) * features + study.compute["cores"] * 6 * most * d * 8
+    return START_MIB + held / 2**20, operations_ / 1e9
 
 
 def activations(architecture: dict, size: int) -> float:

@@ -39,11 +39,17 @@ rule moments:
     benchmark:
         f"{RESULTS}/benchmarks/moments/moments.tsv"
     threads: 1
+    resources:
+        **asked(STUDY, "moments"),
     params:
         command=dag("moments"),
         stamp=stamp("evaluation"),
     shell:
         "{params.command} --reference {input} --out {output} 2> {log}"
+
+
+# Of the linear algebra in each of a job's threads: what it computes does not depend on how many of them there are.
+ONE_THREAD = "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1"
 
 
 rule measure_sweep:
@@ -57,13 +63,15 @@ rule measure_sweep:
         f"{RESULTS}/logs/measure/sweep.log",
     benchmark:
         f"{RESULTS}/benchmarks/measure/sweep.tsv"
-    threads: 1
+    threads: STUDY.compute["cores"]
+    resources:
+        **asked(STUDY, "measure_sweep"),
     params:
         command=dag("measure"),
         runs=SWEEP,
         stamp=stamp("evaluation", "evaluation"),
     shell:
-        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments} --out {output} 2> {log}"
+        "{ONE_THREAD} {params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments} --out {output} 2> {log}"
 
 
 # The study's instruments, asked what is known beforehand: it ends here when one is off.
@@ -77,6 +85,9 @@ rule known_answers:
     benchmark:
         f"{RESULTS}/benchmarks/known_answers/known_answers.tsv"
     threads: 1
+    resources:
+        **asked(STUDY, "known_answers"),
+        gpu=GPU,
     params:
         command=dag("known_answers"),
         stamp=stamp("known_answers", "evaluation", "depth"),
@@ -134,14 +145,16 @@ rule measure:
         f"{RESULTS}/logs/measure/final.log",
     benchmark:
         f"{RESULTS}/benchmarks/measure/final.tsv"
-    threads: 1
+    threads: STUDY.compute["cores"]
+    resources:
+        **asked(STUDY, "measure"),
     params:
         command=dag("measure"),
         runs=FINAL,
         earlier=f"--earlier {RESULTS}/metrics/sweep.csv" if SWEEP else "",
         stamp=stamp("evaluation", "evaluation"),
     shell:
-        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments}"
+        "{ONE_THREAD} {params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments}"
         " --real {input.real} {params.earlier} --out {output} 2> {log}"
 
 

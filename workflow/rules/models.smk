@@ -132,7 +132,8 @@ rule prior:
         shuffled="|_shuffled",
     threads: processes(STUDY, "prior")
     resources:
-        **asked(STUDY, "prior", max(config["prior"]["resolutions"])),
+        mem_mb=lambda w, attempt: asked(STUDY, "prior", int(w.resolution))["mem_mb"](w, attempt),
+        runtime=lambda w, attempt: asked(STUDY, "prior", int(w.resolution))["runtime"](w, attempt),
         gpu=GPU * processes(STUDY, "prior"),
     params:
         command=dag("prior"),

@@ -85,6 +85,8 @@ rule join:
         f"{RESULTS}/benchmarks/join/{{run}}.tsv"
     wildcard_constraints:
         run=one_of(SPLIT),
+    resources:
+        **asked(STUDY, "join"),
     params:
         command=dag("join"),
         stamp=stamp("shards"),
