@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dag.stages.planning import Counted, count
+from dag.stages.planning import Counted, costs, count
 from dag.stages.study import Study
 
 
@@ -27,6 +27,9 @@ def test_every_network_of_a_study_is_counted_without_weights(monkeypatch):
     counted = Counted(Study.load("config/smoke.yaml"))
     assert 0 < counted.to_taps < counted.forward
     assert min(counted.head, counted.judge, counted.down, counted.extractor, *counted.prior.values()) > 0
+    jobs = {cost.stage: cost.jobs for cost in costs(counted.study, counted)}
+    # Two label counts, single blocks and two variants; the prior, the shuffled one and that of another coding.
+    assert (jobs["heads"], jobs["prior 16"], jobs["prior 8"]) == (5, 3, 1)
     step, kept = counted.guided[True, 16]
     assert step > counted.to_taps + counted.head
     assert kept > 0

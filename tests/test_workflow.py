@@ -82,6 +82,53 @@ def test_a_changed_config_key_reruns_only_its_readers(study):
     assert jobs(plan.stdout + plan.stderr) == {"all", "downstream", "table_downstream", "timings", "page", "manifest"}
 
 
+def test_gain_sets_unets_of_fewer_images_beside_the_studys_own(study):
+    results = study / "results" / "smoke"
+    done = snakemake(study, "--cores", "2", "gain")
+    assert done.returncode == 0, done.stderr[-4000:]
+    table = pd.read_csv(results / "tables" / "gain.csv")
+    # The study's own U-Net is that of table 1, number for number.
+    assert list(zip(table.images, table.run, strict=True)) == [(320, "baseline"), (320, "both"), (640, "baseline"), (640, "both")]
+    first = pd.read_csv(results / "tables" / "table1_guidance.csv").set_index("run").loc[["baseline", "both"]]
+    assert table.dfid[2:].tolist() == first.dfid.tolist()
+    assert (table.dfid[:2].to_numpy() != first.dfid.to_numpy()).all()
+    assert table.dfid_diff.isna().tolist() == [True, False, True, False]
+    assert "20 steps of 16" in (results / "gain" / "320" / "unet" / "README.md").read_text()
+    assert "warm-up over 2 steps" in (results / "gain" / "320" / "unet" / "README.md").read_text()
+    for kind in ("png", "svg"):
+        assert (results / "figures" / f"gain.{kind}").stat().st_size > 0
+    again = snakemake(study, "-n", "gain")
+    assert "Nothing to be done" in again.stderr + again.stdout
+
+
+def test_gain_without_its_section_is_refused_in_one_line(study):
+    config = yaml.safe_load(SMOKE.read_text())
+    del config["gain"]
+    (study / "config" / "without.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake(study, "-n", "gain", config="config/without.yaml")
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("snakemake: ")][0].endswith(
+        "gain is missing; `snakemake gain` trains U-Nets on its `images`"
+    )
+
+
+def test_variants_have_heads_and_priors_of_their_own(study):
+    from safetensors.torch import load_file
+
+    models = study / "results" / "smoke" / "models"
+    layers = {
+        name: sum(key.startswith("strong.layers.") and key.endswith("norm.weight") for key in load_file(models / "heads" / f"{name}.safetensors"))
+        for name in ("labels10", "labels10_layers1")
+    }
+    assert layers == {"labels10": 2, "labels10_layers1": 1}
+    assert (models / "prior16_linear").is_dir()
+    assert not (models / "prior16_layers1").exists()  # the prior does not read that key
+    table = pd.read_csv(study / "results" / "smoke" / "tables" / "sensitivity.csv").set_index("run")
+    assert table.changed["s_layers1"] == "heads.layers 1"
+    assert table.changed["s_linear"] == "depth.coding linear"
+    assert table.dfid_second.notna().all()
+
+
 def edited(folder: Path, **changes) -> Path:
     """A checkout whose smoke config has other values at dotted keys."""
     checkout(folder)

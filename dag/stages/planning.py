@@ -160,13 +160,18 @@ def costs(study: Study, c: Counted, times: int = 1) -> list[Cost]:
     flop = sum(rows_ * (c.forward if n == heads["guide"] else c.to_taps) for n, rows_ in stored.items()) + validation * c.forward
     rows.append(Cost("features", len(stored) + 1, flop, "images x levels x U-Net (to the last tap, or whole)", weights=size(c.unet), disk=numbers))
     recipe, blocks = heads["training"], decoder_block_count(study.unet_architecture())
-    flop = TRAINING * recipe["steps"] * recipe["batch_size"] * c.head * (len(stored) + blocks / 2)
-    rows.append(Cost("heads", len(stored) + 1, flop, f"{TRAINING} x steps x batch x heads, and one on each block"))
+    # Variants, and the prior of a control, are counted as the networks that they stand for.
+    varied = {(row.heads, variant) for name, row in runs.iterrows() if (variant := study.variant_of(name, "heads"))}
+    pairs = len(stored) + len(varied)
+    flop = TRAINING * recipe["steps"] * recipe["batch_size"] * c.head * (pairs + blocks / 2)
+    rows.append(Cost("heads", pairs + 1, flop, f"{TRAINING} x steps x batch x heads, and one on each block"))
     recipe = study["prior"]["training"]
-    for side, one in c.prior.items():
-        flop = TRAINING * recipe["steps"] * recipe["batch_size"] * one
+    trained = {(row.prior, study.variant_of(name, "prior"), row.control == "shuffled_prior") for name, row in runs.iterrows()}
+    for side in sorted({side for side, *_ in trained}):
+        jobs = sum(side == other for other, *_ in trained)
+        flop = TRAINING * recipe["steps"] * recipe["batch_size"] * c.prior[side] * jobs
         kept = count(lambda side=side: _trained(c.priors[side], side))[1] * recipe["batch_size"]
-        rows.append(Cost(f"prior {side}", 1, flop, f"{TRAINING} x steps x batch x prior", recipe.get("precision", "fp32"), 4 * size(c.priors[side]), kept))
+        rows.append(Cost(f"prior {side}", jobs, flop, f"{TRAINING} x steps x batch x prior", recipe.get("precision", "fp32"), 4 * size(c.priors[side]), kept))
     for name, row in runs.iterrows():
         one, kept = c.guided[bool(row.w_dc), row.prior if row.w_dp else None]
         weights = size(c.unet) + size(c.heads) + (size(c.priors[row.prior]) if row.w_dp else 0)

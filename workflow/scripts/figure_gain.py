@@ -5,6 +5,7 @@ import pandas as pd
 import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -17,6 +18,9 @@ def draw(table: pd.DataFrame) -> Figure:
             _line(values, rows, metric, style.COLOURS[i], style.MARKERS[i], label, dodge=1.05 ** (2 * i - 1))
         values.set_ylabel(f"{name}  (lower is better)")
         values.set_yscale("log")
+        values.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        values.yaxis.set_major_formatter("{x:g}")
+        values.yaxis.set_minor_formatter(NullFormatter())
         differences.axhline(0, color=style.GREY, linestyle="--", linewidth=1.2, zorder=1)
         _line(differences, guided, f"{metric}_diff", style.BLACK, style.MARKERS[2], "guided − unguided, paired by seed")
         differences.set_ylabel(f"Δ{name}")
