@@ -287,6 +287,23 @@ def test_dinov2_is_the_class_token_of_transformers(tiny_dinov2):
     np.testing.assert_allclose(extractor(pictures), expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["dinov2", "pixels"])
+def test_a_study_describes_its_pictures_by_any_extractor(study, tiny_dinov2, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(study)
+    sections = {"dinov2": {"dims": 24, "resolution": 28, "weights": str(tiny_dinov2)}, "pixels": {"dims": 48, "resolution": 4}}
+    config = yaml.safe_load(Path("config/smoke.yaml").read_text())
+    other = Study({**config, "evaluation": {"extractor": name, "resamples": 20, **sections[name]}}, "smoke.yaml")
+    models, heldout = Path("results/smoke/models"), Path("results/smoke/data/heldout.npz")
+    networks = {"unet": models / "unet", "heads": models / "heads" / "labels10.safetensors", "judge": models / "judge.safetensors"}
+    evaluation.describe(other, pictures=heldout, **networks, second_judge=models / "second_judge.safetensors", out=tmp_path / "real.npz")
+    with np.load(tmp_path / "real.npz") as found, np.load(heldout) as pictures:
+        dims, resolution = sections[name]["dims"], sections[name]["resolution"]
+        assert str(found["extractor"]) == f"{name}-{dims}@{resolution}"
+        assert {found[key].shape for key in FEATURES.values()} == {(16, dims)}
+        options = {"resolution": resolution, "weights": sections[name].get("weights")}
+        np.testing.assert_array_equal(found["image_features"], load_extractor(name, **options)(pictures["images"]))
+
+
 def test_dinov2_refuses_what_does_not_fit(tiny_dinov2, tmp_path):
     with pytest.raises(ValueError, match="resolution is 30, expected a multiple of its patches of 14"):
         load_extractor("dinov2", weights=tiny_dinov2, resolution=30)

@@ -10,12 +10,13 @@ from dag.stages import known_answers
 from dag.stages.study import Study
 
 
-@pytest.fixture
-def asked(tmp_path, monkeypatch):
+@pytest.fixture(params=[{}, {"extractor": "pixels", "dims": 192, "resolution": 8, "resamples": 20}], ids=["efficientnet_lite0", "pixels"])
+def asked(tmp_path, monkeypatch, request):
     monkeypatch.chdir(known_answers.Path(__file__).parents[1])
     images, depth, _ = render(range(24), 16)
     np.savez(tmp_path / "heldout.npz", images=images, depth=depth)
-    study = Study.load("config/smoke.yaml")
+    config = Study.load("config/smoke.yaml").config
+    study = Study({**config, "evaluation": request.param or config["evaluation"]}, "smoke.yaml")
 
     def ask():
         known_answers.known_answers(study, heldout=tmp_path / "heldout.npz", out=tmp_path / "answers.csv")
