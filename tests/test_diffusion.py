@@ -139,6 +139,7 @@ def test_respace_takes_exactly_the_asked_number_or_refuses(total):
         (lambda: Diffusion().respaced([40, 0]), "ascending"),
         (lambda: Diffusion().respaced([0, 0, 5]), "ascending"),
         (lambda: Diffusion().respaced([0, 1000]), "to 999"),
+        (lambda: Diffusion().respaced([-40, 0]), "from -40 to 0, expected .* from 0 to 999"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(call, message):

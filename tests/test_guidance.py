@@ -479,6 +479,26 @@ def test_prediction_carries_no_graph(single):
             assert not any(v.requires_grad for v in (found.eps, *found.losses.values(), *([found.grad] if found.grad is not None else [])))
 
 
+def test_blocks_beyond_the_deepest_tap_are_outside_the_graph(single):
+    x, rng = single.start([5, 6])
+    graph, modules = {}, {"first": single.unet.conv_in, "last": single.unet.conv_out}
+    hooks = [m.register_forward_hook(lambda _, __, out, name=name: graph.update({name: out.requires_grad})) for name, m in modules.items()]
+    single.guided()(x, T, rng)
+    for hook in hooks:
+        hook.remove()
+    assert graph == {"first": True, "last": False}
+
+
+def test_a_loss_over_the_whole_batch_is_refused(single):
+    class Mean(Flatness):
+        def __call__(self, depths, t, rng):
+            return super().__call__(depths, t, rng).mean()
+
+    x, rng = single.start([5, 6])
+    with pytest.raises(ValueError, match=r"term 'flat' returned a loss of shape \(\), expected \(2,\): one number per sample"):
+        DepthGuidance(single.plain, single.heads, [Mean(1.0)])(x, T, rng)
+
+
 def test_guidance_works_under_inference_mode(single):
     expected = sample("ddpm", single.guided(), [5, 6], world=single)
     with torch.inference_mode():
@@ -496,6 +516,7 @@ def test_checkpointing_and_bfloat16_keep_the_gradient(single):
     assert half.grad.dtype == half.eps.dtype == torch.float32
     assert float(F.cosine_similarity(half.grad.flatten(), full.grad.flatten(), dim=0)) > 0.98
     assert 1e-6 < relative(half.eps, full.eps) < 0.05
+    assert UNetPredictor(single.unet, DIFFUSION, "epsilon", precision="bf16")(x, T).eps.dtype == torch.float32
     prior = UNetPredictor(single.prior_unet, DIFFUSION, "v_prediction", precision="bf16", checkpoint=True).eps(x[:, :1], T)
     assert prior.dtype == torch.float32
     assert 1e-6 < relative(prior, single.prior(x[:, :1], T)) < 0.05
