@@ -108,6 +108,8 @@ def _stage_parser(name: str, function: Callable) -> argparse.ArgumentParser:
             options["choices"] = typing.get_args(kind)
         else:
             options.update(type=kind, metavar=kind.__name__.upper())
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            options["metavar"] = key.upper()  # nothing else names it
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             parser.add_argument(f"--{key.replace('_', '-')}", required=parameter.default is inspect.Parameter.empty, **options)
         else:

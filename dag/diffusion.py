@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -35,7 +36,8 @@ class Prediction:
 class Diffusion:
     """Tables of a discrete-time diffusion process with T = num_timesteps steps.
 
-    schedule: "linear" (betas evenly spaced, DDPM) or "scaled_linear" (their square roots evenly spaced). Raises ValueError on others
+    schedule: "linear" (betas evenly spaced, DDPM), "scaled_linear" (their square roots evenly spaced) or "squaredcos_cap_v2" (abar a squared
+    cosine, whatever beta_start and beta_end are; Nichol & Dhariwal 2021, eq. 17). Raises ValueError on others
     and on betas outside (0, 1). Tables, float64 (T,): betas, alphas_cumprod, alphas_cumprod_prev (1 before the first),
     posterior_variance, posterior_log_variance (clipped), and the posterior mean's coefficients posterior_from_start, posterior_from_current.
     """
@@ -48,8 +50,11 @@ class Diffusion:
             betas = np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
         elif schedule == "scaled_linear":
             betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+        elif schedule == "squaredcos_cap_v2":
+            abar = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
+            betas = np.minimum(1 - abar[1:] / abar[:-1], 0.999)
         else:
-            raise ValueError(f"schedule is {schedule!r}, expected 'linear' or 'scaled_linear'")
+            raise ValueError(f"schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}")
         self.schedule, self.beta_start, self.beta_end = schedule, beta_start, beta_end
         self._tabulate(betas, np.cumprod(1 - betas))
 

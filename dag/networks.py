@@ -24,6 +24,7 @@ from dag.data.images import to_tensor
 from dag.diffusion import Diffusion
 from dag.guidance import UNetPredictor
 from dag.heads import build_heads, load_heads
+from dag.tensor_files import read_mapping
 from dag.training import Recipe, denoising_loss, fit, generator, noised
 from dag.unet import feature_shapes, forward_with_taps
 from dag.weights import architecture, load_module_file, load_unet
@@ -69,7 +70,7 @@ class DepthHeads(ModelMixin, ConfigMixin):
         """From a file of the stage `heads` (.safetensors) or a folder of `save_pretrained`, frozen. Raises FileNotFoundError or ValueError naming it."""
         path = Path(path)
         if path.is_dir():
-            return cls.from_pretrained(path).eval().requires_grad_(False)
+            return _from_folder(cls, path)
         heads, depth = load_heads(path), load_module_file(path)[1].get("depth", {})
         first = next(iter(heads.values()))
         sizes = {"width": first.width, "layers": len(first.layers), "time_width": first.time_width}
@@ -118,8 +119,8 @@ class DepthPrior(ModelMixin, ConfigMixin):
     def load(cls, path: str | Path) -> DepthPrior:
         """From a folder of the stage `prior` or of `save_pretrained`, frozen. Raises FileNotFoundError or ValueError naming it."""
         path = Path(path)
-        if (path / "config.json").exists():
-            return cls.from_pretrained(path).eval().requires_grad_(False)
+        if (path / "config.json").exists() and read_mapping(path / "config.json").get("_class_name") == cls.__name__:
+            return _from_folder(cls, path)
         unet, meta = load_unet(path)
         prior = cls(architecture(unet), **{key: meta[key] for key in ("prediction_type", "num_timesteps", "beta_start", "beta_end", "beta_schedule")})
         prior.unet = unet
@@ -128,6 +129,14 @@ class DepthPrior(ModelMixin, ConfigMixin):
     def forward(self, depth: Tensor, tau: Tensor) -> Tensor:
         """Predicted noise of noised coded depth (b, 1, r, r) at tau (b,)."""
         return UNetPredictor(self.unet, self.diffusion, self.config.prediction_type).eps(depth, tau)
+
+
+def _from_folder(kind: type[ModelMixin], folder: Path) -> ModelMixin:
+    """What `save_pretrained` of a class wrote, frozen. Raises ValueError for a folder of something else."""
+    config = read_mapping(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if config.get("_class_name") != kind.__name__:
+        raise ValueError(f"{folder}: holds {config.get('_class_name') or 'no config.json'}, expected what {kind.__name__}.save_pretrained writes")
+    return kind.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def train_heads(
@@ -160,6 +169,9 @@ def train_heads(
     coded, known = _coded(depth, coding)
     blocks = {"strong": list(strong), "weak": list(weak)}
     channels = {block: shape[0] for block, shape in feature_shapes(plain.unet, size).items()}
+    for name, numbers in blocks.items():
+        if lacking := sorted(set(numbers) - channels.keys()):
+            raise ValueError(f"{name} names decoder blocks {lacking}; this U-Net has blocks 0 to {len(channels) - 1}: give {name}=(...) some of them")
     with _seeded(recipe.seed):
         network = DepthHeads(blocks, channels, width=width, layers=layers, time_width=time_width, near=coding.near, far=coding.far, coding=coding.coding).to(
             device

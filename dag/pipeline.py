@@ -15,16 +15,17 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from dag.diffusion import Diffusion
+from dag.diffusion import SCHEDULES, Diffusion
 from dag.guidance import Consistency, DepthGuidance, Prior, Term, UNetPredictor
 from dag.networks import DepthHeads, DepthPrior
 from dag.sampling import SampleRNG, Step, sample_ddim
-from dag.unet import decoder_blocks
+from dag.unet import decoder_blocks, picture_side
 from dag.weights import check_pixel_space, load_unet
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 # What a scheduler may also do to a step, with the value at which it does nothing: our DDIM step knows none of it.
 _PLAIN_STEP = {"trained_betas": None, "thresholding": False, "rescale_betas_zero_snr": False, "set_alpha_to_one": True, "clip_sample_range": 1.0}
+_OF_THE_HUB = {"cache_dir", "force_download", "local_files_only", "proxies", "revision", "token"}  # options that say where a model is
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -50,14 +51,15 @@ class DepthAwareGuidancePipeline(DiffusionPipeline):
 
     def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, heads: DepthHeads | None = None, prior: DepthPrior | None = None):
         super().__init__()
+        if (schedule := scheduler.config.get("beta_schedule")) not in SCHEDULES:
+            raise ValueError(f"scheduler.beta_schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}")
         scheduler = DDIMScheduler.from_config(scheduler.config)
         for key, plain in _PLAIN_STEP.items():
             if scheduler.config.get(key, plain) != plain:
                 raise ValueError(f"scheduler.{key} is {scheduler.config[key]!r}, expected {plain!r}")
         if not isinstance(unet, UNet2DModel):
             raise ValueError(f"the U-Net is a {type(unet).__name__}, expected an unconditional UNet2DModel that works on pixels")
-        if not isinstance(unet.config.sample_size, int):
-            raise ValueError(f"the U-Net's sample_size is {unet.config.sample_size}, expected one number: square pictures")
+        picture_side(unet)
         decoder_blocks(unet)
         for network in (unet, heads, prior):
             if network is not None:
@@ -66,8 +68,11 @@ class DepthAwareGuidancePipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options) -> DepthAwareGuidancePipeline:
-        """As DiffusionPipeline.from_pretrained; a folder of a latent or text-conditional model is refused."""
-        check_pixel_space(Path(folder))
+        """As DiffusionPipeline.from_pretrained, from a folder or the hub; a latent or text-conditional model, and a U-Net alone, are refused."""
+        index = Path(folder) / "model_index.json"
+        if Path(folder).is_dir() and not index.is_file():
+            raise ValueError(f"{index}: missing, expected a pipeline's folder; DepthAwareGuidancePipeline.from_files reads a U-Net alone")
+        check_pixel_space(cls.load_config(folder, **{key: options[key] for key in _OF_THE_HUB & options.keys()}), index if index.is_file() else folder)
         return super().from_pretrained(folder, **options)
 
     @classmethod
@@ -105,7 +110,7 @@ class DepthAwareGuidancePipeline(DiffusionPipeline):
         precision: str = "fp32",
         output_depth: bool = False,
         callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("sample",),
     ) -> DepthAwareGuidanceOutput | tuple:
         """Draw `batch_size` images.
 
@@ -116,19 +121,21 @@ class DepthAwareGuidancePipeline(DiffusionPipeline):
         callback_on_step_end(pipeline, index, timestep, tensors) is called after every step and may return {"sample": ...} to go on from.
         Returns DepthAwareGuidanceOutput, or (images,) or (images, depth). Raises ValueError on values that cannot be.
         """
-        self._check(generator, batch_size, output_type, w_dp, terms or w_dc or w_dp or output_depth, callback_on_step_end_tensor_inputs)
+        tensors = tuple(callback_on_step_end_tensor_inputs or ())
+        self._check(generator, batch_size, output_type, w_dp, terms or w_dc or w_dp or output_depth, tensors)
         plain = self.predictor
         plain = UNetPredictor(self.unet, plain.diffusion, plain.prediction_type, precision)
         if not plain.diffusion.num_timesteps >= num_inference_steps >= 1:
             raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 to {plain.diffusion.num_timesteps}")
         predict = DepthGuidance(plain, self.heads or {}, [*self._own_terms(w_dc, w_dp, tau), *terms], window)
-        shape = (batch_size, self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size)
+        side = picture_side(self.unet)
+        shape = (batch_size, self.unet.config.in_channels, side, side)
         rng = _Random(generator, batch_size, self._execution_device)
         x = randn_tensor(shape, generator=generator, device=self._execution_device)
         self.scheduler.set_timesteps(num_inference_steps)
         timesteps = self.scheduler.timesteps.cpu().numpy()[::-1].copy()
         with self.progress_bar(total=len(timesteps)) as bar:
-            watch = _Watch(self, bar, len(timesteps), callback_on_step_end, callback_on_step_end_tensor_inputs)
+            watch = _Watch(self, bar, len(timesteps), callback_on_step_end, tensors)
             clip = bool(self.scheduler.config.clip_sample) and (True if use_clipped_model_output else "pred_xstart")
             x = sample_ddim(predict, x, timesteps, plain.diffusion, eta=eta, rule=rule, rng=rng, clip=clip, callback=watch)
         depth = self._depth(x, rng) if output_depth else None
@@ -155,6 +162,10 @@ class DepthAwareGuidancePipeline(DiffusionPipeline):
         return self.heads.depth_coding.decode(coded)[:, 0].cpu().numpy()
 
     def _check(self, generator: Generators, batch_size: int, output_type: str, w_dp: float, reads: object, tensors: Sequence[str]) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+        if not isinstance(self.scheduler, DDIMScheduler):
+            raise ValueError(f"the scheduler is a {type(self.scheduler).__name__}, expected DDIMScheduler: this pipeline samples by DDIM alone")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"there are {len(generator)} generators for a batch of {batch_size}, expected one for each image, or a single one")
         if output_type not in OUTPUT_TYPES:

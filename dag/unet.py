@@ -64,6 +64,16 @@ def feature_shapes(unet: UNet2DModel, size: int | tuple[int, int]) -> dict[int, 
     return {b.index: (b.channels, height // b.stride, width // b.stride) for b in decoder_blocks(unet)}
 
 
+def picture_side(unet: UNet2DModel) -> int:
+    """Pixels along the side of the square RGB pictures of a U-Net. Raises ValueError for one of other pictures, or of what is none."""
+    side, channels = unet.config.sample_size, unet.config.in_channels
+    if not isinstance(side, int):
+        raise ValueError(f"the U-Net's sample_size is {side}, expected one number: square pictures")
+    if channels != 3:
+        raise ValueError(f"the U-Net's in_channels is {channels}, expected 3: RGB pictures, neither latents nor greys")
+    return side
+
+
 def split_output(output: Tensor, in_channels: int) -> tuple[Tensor, Tensor | None]:
     """The network's prediction (b, c, h, w) and, where it learned its variance (2c channels), the raw interpolation in [-1, 1], else None.
 

@@ -56,7 +56,7 @@ WORDS = {
     "share": "of a GPU's peak throughput that a job is taken to reach",
     "source": "whose pictures: reference, constant, or a name in downstream.sources",
     "state": "the saved state of the training (.state.pt)",
-    "steps": "DDIM steps, a number that divides the model's timesteps evenly",
+    "steps": "DDIM steps: a number that an integer stride over the model's timesteps takes, such as 10, 25 or 50",
     "stop": "seed before which to stop, where it is not the run's last",
     "tau": "noise level of the prior: a timestep, or a range LOW-HIGH to draw from",
     "test": "pictures with depth to test on (.npz)",
@@ -143,9 +143,14 @@ def _study(stage: str) -> str:
 
 def epilog(stage: str) -> str:
     """The example as the last part of a stage's help, broken before its options."""
-    text = " ".join(example(stage)).replace(" --", " \\\n      --")
     after = "" if stage in WITHOUT_STUDY else f", after the study {_study(stage)}"
-    return f"example{after}:\n  {text}" if text else ""
+    text = f"example{after}:\n  {_broken(stage)}" if example(stage) else ""
+    # `dag sample --model` draws a picture.
+    return f"{text}\n\nof a model by itself, without a study (dag picture --help tells more):\n  {_broken('picture', 'sample')}" if stage == "sample" else text
+
+
+def _broken(stage: str, name: str = "") -> str:
+    return " ".join(["dag", name or stage, *example(stage)[2:]]).replace(" --", " \\\n      --")
 
 
 def overview(stages: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dag import guided_diffusion
-from dag.diffusion import PREDICTION_TYPES, Diffusion
+from dag.diffusion import PREDICTION_TYPES, SCHEDULES, Diffusion
 from dag.tensor_files import TensorFile, line, open_pickle, open_safetensors, read_mapping
 
 if TYPE_CHECKING:
@@ -175,24 +175,25 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_pixel_space(folder: Path) -> None:
-    """Raises ValueError where a diffusers folder is that of a latent model or of one conditioned on text: its U-Net alone does not say so."""
-    index = folder / "model_index.json"
-    parts = read_mapping(index) if index.is_file() else {}
-    for kind, names in _OTHER_PARTS.items():
-        if found := [name for name in names if parts.get(name, [None])[0] is not None]:
-            raise ValueError(f"{index}: a {kind} (it has {found[0]}), expected an unconditional model of pixels, such as a DDPMPipeline's or a DDIMPipeline's")
+def check_pixel_space(index: Mapping, name: str | Path) -> None:
+    """Raises ValueError where a pipeline is that of a latent model or of one conditioned on text: its U-Net alone does not say so.
+
+    index: what the pipeline's model_index.json holds. name: the file, or the model on the hub.
+    """
+    for kind, parts in _OTHER_PARTS.items():
+        if found := [part for part in parts if isinstance(index.get(part), list) and index[part][0] is not None]:
+            raise ValueError(f"{name}: a {kind} (it has {found[0]}), expected an unconditional model of pixels, such as a DDPMPipeline's or a DDIMPipeline's")
 
 
 def _load_diffusers(folder: Path) -> tuple[UNet2DModel, dict, Path]:
-    if (folder / "config.json").exists():
-        # A pipeline's `unet` folder given by itself: the scheduler beside it knows the prediction type.
-        root = folder.parent if folder.name in _PIPELINE_PARTS and (folder.parent / "model_index.json").exists() else folder
-    elif (folder / "unet" / "config.json").exists():
-        root, folder = folder, folder / "unet"
-    else:
-        raise FileNotFoundError(f"{folder}: has neither config.json nor unet/config.json, expected a diffusers folder")
-    check_pixel_space(root)
+    # A pipeline's `unet` folder given by itself: the scheduler beside it knows the prediction type.
+    root = folder.parent if folder.name in _PIPELINE_PARTS and (folder.parent / "model_index.json").exists() else folder
+    if (index := root / "model_index.json").is_file():
+        check_pixel_space(read_mapping(index), index)
+    if not (folder / "config.json").exists():
+        if not (folder / "unet" / "config.json").exists():
+            raise FileNotFoundError(f"{folder}: has neither config.json nor unet/config.json, expected a diffusers folder")
+        folder = folder / "unet"
     config = read_mapping(folder / "config.json")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{folder / 'config.json'}: a {config['_class_name']}, expected a UNet2DModel")
@@ -221,6 +222,8 @@ def _scheduler_settings(config: dict, file: Path | None) -> dict:
         "beta_schedule": config.get("beta_schedule", "linear"),
     }
     _check_prediction_type(settings["prediction_type"], file)
+    if settings["beta_schedule"] not in SCHEDULES:
+        raise ValueError(f"{file}: beta_schedule is {settings['beta_schedule']!r}, expected one of {', '.join(SCHEDULES)}")
     return settings
 
 

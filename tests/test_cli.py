@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 
 from dag.__main__ import STAGES, _stage_parser, main, stage
 from dag.diffusion import Diffusion
@@ -79,6 +82,10 @@ def test_a_stages_help_is_whole(name):
         (["picture", "--model", "models/rooms32", "--grid", "x.png", "--w-dc", "3"], ["--heads"]),
         (["picture", "--model", "models/rooms32", "--grid", "x.png", "--heads", "x.safetensors", "--w-dp", "3"], ["--prior"]),
         (["picture", "--model", "models/rooms32", "--grid", "x.png", "--n", "0"], ["--n is 0"]),
+        (["picture", "--model", "models/rooms32", "--grid", "x.tif"], ["--grid is x.tif", ".png"]),
+        (["picture", "--model", "models/rooms32", "--grid", "x.png", "--heads", "none", "--w-dc", "3"], ["--heads is none", "examples/guide_your_own.py"]),
+        (["picture", "--model", "models/rooms32", "--grid", "x.png", "--heads", "models/rooms32", "--w-dc", "3"], ["expected what DepthHeads.save_pretrained"]),
+        (["convert", "models/rooms32"], ["dag convert", "required: OUT"]),
         (["sample", "--model", "models/rooms32", "--grid", "x.png", "--rule", "half"], ["dag picture", "--rule", "'half'", "'score'"]),
     ],
 )
@@ -136,9 +143,12 @@ def test_the_doctor_finds_a_whole_study(capsys):
 
 def test_the_doctor_finds_what_is_wrong(capsys, tmp_path):
     text = (ROOT / "config" / "rooms.yaml").read_text()
+    (tmp_path / "device.yaml").write_text(f"{text}\ncompute: {{device: gpu}}\n")
     (tmp_path / "nowhere.yaml").write_text(text.replace("path: models/rooms32", "path: models/nowhere"))
     (tmp_path / "wrong.yaml").write_text(text.replace("size: 32", "size: 20"))
-    for name, expected in (("nowhere", "models/nowhere, which does not exist"), ("wrong", "domain.size is 20"), ("none", "no such config file")):
+    faults = [("nowhere", "models/nowhere, which does not exist"), ("wrong", "domain.size is 20"), ("none", "no such config file")]
+    faults += [] if torch.cuda.is_available() else [("device", "compute.device is 'gpu', but torch finds no CUDA device")]
+    for name, expected in faults:
         status, out, _ = said(capsys, "doctor", "--config", str(tmp_path / f"{name}.yaml"))
         assert status == 1
         assert [line for line in out.splitlines() if line.startswith("FAIL") and expected in line], out
@@ -156,3 +166,112 @@ def test_the_doctor_notices_other_weights(capsys, tmp_path, model):
     (model[0] / "README.md").unlink()
     assert status == 1
     assert "its model card says 000000000000..." in out
+
+
+def failures(capsys, config: Path) -> list[str]:
+    status, out, err = said(capsys, "doctor", "--config", str(config))
+    found = [line for line in out.splitlines() if line.startswith("FAIL")]
+    assert (status, err) == (int(bool(found)), "")
+    return found
+
+
+def _as(mode: str, name: str = "rgb/room03.jpg"):
+    def change(folder: Path) -> None:
+        picture = PIL.Image.open(folder / name).convert(mode)
+        (folder / name).unlink()
+        picture.save((folder / name).with_suffix(".png"))
+
+    return change
+
+
+def _deep(folder: Path) -> None:
+    (folder / "rgb/room03.jpg").unlink()
+    PIL.Image.fromarray(np.full((72, 96), 4000, np.uint16)).save(folder / "rgb/room03.png")
+
+
+def _scaled(factor: float):
+    def change(folder: Path) -> None:
+        for path in folder.glob("depth/*.png"):
+            PIL.Image.fromarray((np.asarray(PIL.Image.open(path)) * factor).astype(np.uint16)).save(path)
+
+    return change
+
+
+def _unknown(folder: Path) -> None:
+    PIL.Image.fromarray(np.zeros((72, 96), np.uint16)).save(folder / "depth/room03.png")
+
+
+def _turned(folder: Path) -> None:
+    picture, exif = PIL.Image.open(folder / "rgb/room03.jpg"), PIL.Image.Exif()
+    exif[0x0112] = 6  # stands upright when turned by a quarter to the right
+    picture.rotate(90, expand=True).save(folder / "rgb/room03.jpg", exif=exif)
+
+
+def _small(folder: Path) -> None:
+    for path in (folder / "rgb/room03.jpg", folder / "depth/room03.png"):
+        PIL.Image.open(path).resize((48, 36), PIL.Image.Resampling.NEAREST).save(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_as("L"), "room03.png: a picture of mode L, expected RGB, 8 bits a colour; convert it first"),
+        (_as("RGBA"), "room03.png: a picture of mode RGBA, expected RGB"),
+        (_deep, "room03.png: a picture of mode I;16, expected RGB"),
+        (_as("L", "depth/room03.png"), "depth/room03.png: a picture of mode L, expected 16-bit grey"),
+        (_scaled(0.1), "expected one within depth.near to depth.far, 0.5 to 10 m; domain.depth_unit is 0.001 m"),
+        (_unknown, "room03.jpg: depth is unknown (0) everywhere in the square, expected metres"),
+        (lambda folder: shutil.rmtree(folder / "depth"), "its 20 pictures have no depth: docs/own-data.md"),
+        (lambda folder: (folder / "rgb/room19.jpg").unlink(), "20 depth maps for 19 pictures; 'room19' is only among the depths"),
+        (lambda folder: None, ""),
+        (_turned, ""),
+        (_small, ""),
+    ],
+    ids=["grey", "transparent", "16 bits", "8-bit depth", "another unit", "all hole", "no depth", "no picture", "whole", "turned by EXIF", "another size"],
+)
+def test_the_doctor_reads_ones_own_pictures(capsys, monkeypatch, tmp_path, change, expected):
+    """One bad picture anywhere among twenty is named, and the stage that would read it says the same."""
+    pictures = tmp_path / "pictures"
+    monkeypatch.setattr(sys, "argv", ["write_pictures.py", str(pictures)])
+    runpy.run_path(str(ROOT / "examples" / "write_pictures.py"), run_name="__main__")
+    change(pictures)
+    config = tmp_path / "own.yaml"
+    config.write_text((ROOT / "config" / "own.yaml").read_text().replace("root: own/pictures", f"root: {pictures}"))
+    found = failures(capsys, config)
+    assert len(found) == bool(expected)
+    assert all(expected in line for line in found), found
+    if expected and "no depth" not in expected:
+        status, _, err = said(capsys, "prepare", "--config", str(config), "--use", "labels", "--out", str(tmp_path / "labels.npz"))
+        assert status == 2
+        assert expected in err
+        assert not (tmp_path / "labels.npz").exists()
+
+
+def test_the_doctor_asks_for_what_others_publish(capsys, monkeypatch, tmp_path):
+    for name in ("config", "models"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    (found,) = failures(capsys, Path("config/paper.yaml"))
+    assert "not there: unet, lsun_train" in found
+    assert "snakemake fetch --configfile config/paper.yaml" in found
+
+
+U_NET = {"sample_size": 32, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4}
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (UNet2DModel(layers_per_block=1, **U_NET), "heads.strong names decoder blocks [4, 5, 6, 7]; this U-Net has blocks 0 to 3"),
+        (UNet2DModel(**U_NET, in_channels=4, out_channels=4), "has in_channels 4, expected an unconditional UNet2DModel of RGB pictures: neither latents"),
+        (UNet2DModel(**U_NET, num_class_embeds=3), "is conditioned on classes (num_class_embeds is 3), expected an unconditional UNet2DModel"),
+        (UNet2DConditionModel(**U_NET, cross_attention_dim=8), "holds a UNet2DConditionModel, expected an unconditional UNet2DModel of RGB pictures"),
+    ],
+    ids=["too few blocks", "latents", "classes", "text"],
+)
+def test_the_doctor_knows_which_models_are_supported(capsys, tmp_path, network, expected):
+    network.save_pretrained(tmp_path / "model")
+    (tmp_path / "own.yaml").write_text((ROOT / "config" / "own.yaml").read_text().replace("path: models/rooms32", f"path: {tmp_path / 'model'}"))
+    found = failures(capsys, tmp_path / "own.yaml")
+    assert len(found) == 1
+    assert expected in found[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from dag.diffusion import PREDICTION_TYPES, Diffusion, respace
+from dag.diffusion import PREDICTION_TYPES, SCHEDULES, Diffusion, respace
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def draws():
     return x_start, noise, torch.tensor([0, 1, 37, 500, 811, 999])
 
 
-@pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_tables_and_noising_equal_diffusers(schedule, draws):
     x_start, noise, t = draws
     scheduler = DDPMScheduler(1000, 1e-4, 0.02, schedule)

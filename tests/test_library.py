@@ -98,7 +98,7 @@ def test_a_prior_learns_and_is_kept(pairs, tmp_path):
         ({"depth": np.ones((23, 8, 8))}, "one map for each image"),
         ({"depth": np.full((24, 8, 8), 2500.0)}, "median of 2500, outside the coding's 0.5 to 10 m: is it in metres"),
         ({"depth": np.full((24, 8, 8), np.nan)}, "nowhere known"),
-        ({"strong": (2, 4, 7)}, r"head 'strong' asks for decoder blocks \[4, 7\]; there are \[0, 1, 2, 3\]"),
+        ({"strong": (2, 4, 7)}, r"strong names decoder blocks \[4, 7\]; this U-Net has blocks 0 to 3: give strong=\(...\) some of them"),
     ],
 )
 def test_what_cannot_teach_heads_is_refused(plain, pairs, change, expected):
@@ -133,3 +133,13 @@ def test_heads_of_a_study_are_read(tmp_path):
         kept = DepthHeads.load(tmp_path / name)
         assert kept.depth_coding == read.depth_coding
         assert all(torch.equal(kept.state_dict()[key], value) for key, value in read.state_dict().items())
+
+
+def test_a_folder_of_something_else_is_refused(plain, tmp_path):
+    with pytest.raises(ValueError, match=r"holds no config.json, expected what DepthHeads.save_pretrained writes"):
+        DepthHeads.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"neither config.json nor unet/config.json"):
+        DepthPrior.load(tmp_path)
+    plain.unet.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds UNet2DModel, expected what DepthHeads.save_pretrained writes"):
+        DepthHeads.load(tmp_path)

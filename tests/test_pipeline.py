@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
 from dag.data.depth import DepthCoding
 from dag.diffusion import Diffusion
@@ -80,6 +91,17 @@ def test_unguided_it_is_ddim(pipe, reference, options, generators):
     assert ((expected == 0) | (expected == 1)).any()
 
 
+def test_the_cosine_schedule_is_ddim_too():
+    torch.manual_seed(0)
+    unet, scheduler = UNet2DModel(**ARCHITECTURE), DDIMScheduler(beta_schedule="squaredcos_cap_v2")
+    own, theirs = DepthAwareGuidancePipeline(unet, scheduler), DDIMPipeline(unet, scheduler)
+    images = []
+    for pipeline in (own, theirs):
+        pipeline.set_progress_bar_config(disable=True)
+        images.append(pipeline(2, seeds(3, 4), num_inference_steps=10, output_type="np").images)
+    assert np.abs(images[0] - images[1]).max() < 1e-5
+
+
 def test_clipping_decides(pipe):
     """With these weights the two rules of `use_clipped_model_output` differ, so that the test above tells them apart."""
     first, second = (pipe(1, seeds(3), num_inference_steps=5, use_clipped_model_output=flag, output_type="np").images for flag in (False, True))
@@ -102,6 +124,15 @@ def test_what_it_saves_it_reads(pipe, tmp_path):
     again = DepthAwareGuidancePipeline.from_pretrained(tmp_path / "saved")
     again.set_progress_bar_config(disable=True)
     assert again.heads.depth_coding == DepthCoding(0.5, 10.0)
+    assert np.abs(guided(again, 5) - guided(pipe, 5)).max() < 1e-5
+
+
+def test_diffusers_reads_it_as_a_custom_pipeline(pipe, tmp_path):
+    """By its own loader, from the folder and the file of this class, without importing dag."""
+    pipe.save_pretrained(tmp_path / "saved")
+    own = Path(inspect.getfile(DepthAwareGuidancePipeline))
+    again = DiffusionPipeline.from_pretrained(tmp_path / "saved", custom_pipeline=str(own), trust_remote_code=True)
+    again.set_progress_bar_config(disable=True)
     assert np.abs(guided(again, 5) - guided(pipe, 5)).max() < 1e-5
 
 
@@ -166,6 +197,7 @@ def test_a_loss_that_is_no_number_per_sample_is_refused(pipe):
     [
         ({"generator": seeds(1)}, "1 generators for a batch of 2"),
         ({"output_type": "latent"}, "output_type is 'latent'"),
+        ({"batch_size": 0}, "batch_size is 0, expected at least 1"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0, expected 1 to 1000"),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, "has \\['latents'\\], expected some of \\['sample'"),
         ({"rule": "half"}, "rule is 'half'"),
@@ -173,7 +205,7 @@ def test_a_loss_that_is_no_number_per_sample_is_refused(pipe):
 )
 def test_a_call_that_cannot_be_is_refused(pipe, options, expected):
     with pytest.raises(ValueError, match=expected):
-        pipe(2, **{"num_inference_steps": 2, "w_dc": 1.0, **options})
+        pipe(**{"batch_size": 2, "num_inference_steps": 2, "w_dc": 1.0, **options})
 
 
 def test_guidance_without_its_networks_is_refused(folder):
@@ -209,3 +241,22 @@ def test_other_kinds_of_models_are_refused(folder):
         DepthAwareGuidancePipeline(UNet2DConditionModel(**conditional, layers_per_block=1), DDPMScheduler())
     with pytest.raises(ValueError, match=r"sample_size is \(16, 8\), expected one number"):
         DepthAwareGuidancePipeline(UNet2DModel(**{**ARCHITECTURE, "sample_size": (16, 8)}), DDPMScheduler())
+    with pytest.raises(ValueError, match="in_channels is 4, expected 3: RGB pictures, neither latents nor greys"):
+        DepthAwareGuidancePipeline(UNet2DModel(**ARCHITECTURE, in_channels=4, out_channels=4), DDPMScheduler())
+    for scheduler, found in ((DDPMScheduler(beta_schedule="sigmoid"), "'sigmoid'"), (FlowMatchEulerDiscreteScheduler(), "None")):
+        with pytest.raises(ValueError, match=f"beta_schedule is {found}, expected one of linear, scaled_linear, squaredcos_cap_v2"):
+            DepthAwareGuidancePipeline(unet, scheduler)
+
+
+def test_a_u_net_alone_is_read_from_its_files(folder, tmp_path):
+    UNet2DModel(**ARCHITECTURE).save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"model_index.json: missing, expected a pipeline's folder; DepthAwareGuidancePipeline.from_files reads a U-Net alone"):
+        DepthAwareGuidancePipeline.from_pretrained(tmp_path / "bare")
+    assert DepthAwareGuidancePipeline.from_files(tmp_path / "bare").heads is None
+
+
+def test_another_scheduler_put_in_its_place_is_refused(folder):
+    pipeline = DepthAwareGuidancePipeline.from_pretrained(folder)
+    pipeline.scheduler = PNDMScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="the scheduler is a PNDMScheduler, expected DDIMScheduler"):
+        pipeline(num_inference_steps=2)

@@ -11,20 +11,24 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from dag.data.domain import Dataset, Use, dataset
+import numpy as np
+
+from dag.data.domain import DOMAINS, dataset
 from dag.stages.artefacts import PACKAGE
+from dag.stages.data import check_unit, positions
 from dag.stages.study import Study, StudyError
 
 DISTRIBUTION = "dag-depth-guidance"
 GIB = 2**30
 DISK, MEMORY = 2, 4  # GiB that the default study wants
+SOME = 100  # pictures of a folder that are read, spread over all that the study uses
 
 # What was found, and what to do about it or nothing; a fault stops a study, a remark does not.
 Finding = tuple[str, str, str]
 
 
 def doctor(*, config: Path = Path("config/rooms.yaml")) -> int:
-    """Check installation, device, config, weights and data, and say what to do next.
+    """Check installation, device, config, assets, weights and data, and say what to do next.
 
     Every line is ok, note or FAIL with what to do about it. The exit status is 1 when something fails.
     """
@@ -32,9 +36,10 @@ def doctor(*, config: Path = Path("config/rooms.yaml")) -> int:
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "python": _python,
         "packages": _packages,
-        "device": _device,
         "machine": _machine,
         "config": lambda: _config(config, study),
+        "device": lambda: _device(study),
+        "assets": lambda: _assets(study),
         "weights": lambda: _weights(study),
         "data": lambda: _data(study),
     }
@@ -81,7 +86,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _device() -> Iterator[Finding]:
+def _device(studies: list[Study]) -> Iterator[Finding]:
     try:
         import torch
     except ImportError as error:
@@ -90,6 +95,8 @@ def _device() -> Iterator[Finding]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         yield "ok", ", ".join(f"{gpu.name} with {gpu.total_memory / GIB:.0f} GiB" for gpu in names), ""
+    elif any(study.compute["device"] == "gpu" for study in studies):
+        yield "FAIL", "compute.device is 'gpu', but torch finds no CUDA device", "run on a node with a GPU, or set compute.device to auto or cpu"
     else:
         yield "ok", f"no GPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} CPU cores", ""
 
@@ -111,11 +118,33 @@ def _config(path: Path, study: list[Study]) -> Iterator[Finding]:
     yield "ok", f"{path}: study {study[0]['study']!r}, {len(study[0].runs)} runs in {study[0]['runs']}", ""
 
 
+def _assets(studies: list[Study]) -> Iterator[Finding]:
+    """Files that others publish."""
+    for study in studies:
+        if missing := _missing(study):
+            yield "FAIL", f"not there: {', '.join(missing)}", f"snakemake fetch --configfile {study.source} gets them, or says what to put where by hand"
+        elif "assets" in study.config:
+            yield "ok", f"{', '.join(study['assets'])} are there", ""
+
+
+def _missing(study: Study) -> dict[str, Path]:
+    """Assets of the config that are not there, by name."""
+    places = {name: Path(entry["path"]) for name, entry in study.config.get("assets", {}).items()}
+    return {name: path for name, path in places.items() if not path.exists()}
+
+
+def _awaited(study: Study, path: str) -> bool:
+    """Whether an asset that is not there belongs in a place: a line of its own has said so."""
+    return any(place.is_relative_to(path) for place in _missing(study).values())
+
+
 def _weights(studies: list[Study]) -> Iterator[Finding]:
     for study in studies:
         path = study["unet"]["path"]
         if path is None:
             yield "ok", "none needed: the study trains its own U-Net", ""
+            continue
+        if _awaited(study, path):
             continue
         try:
             study.check_weights()
@@ -144,25 +173,31 @@ def _checksum(path: Path) -> Iterator[Finding]:
 
 def _data(studies: list[Study]) -> Iterator[Finding]:
     for study in studies:
-        name = study["domain"]["name"]
         if study.drawn:
-            yield "ok", f"the domain {name!r} draws its own pictures", ""
-            continue
-        for split in sorted({use.split or "" for use in study.uses.values()}):
-            try:
-                source = dataset(study["domain"], split or None)
-                for use, wanted in study.uses.items():
-                    if (wanted.split or "") == split:
-                        _ask(source, use, wanted)
-            except (ValueError, OSError) as error:
-                yield "FAIL", " ".join(str(error).split()), "config/README.md says how a domain's files lie"
+            yield "ok", f"the domain {study['domain']['name']!r} draws its own pictures", ""
+        # Uses that share a folder are asked together.
+        places: dict[tuple, list[str]] = {}
+        for use, wanted in study.uses.items():
+            places.setdefault((str(study.domain_of(use)), wanted.split or ""), []).append(use)
+        for (_, split), uses in sorted(places.items()):
+            domain = study.domain_of(uses[0])
+            if DOMAINS[domain["name"]].drawn or _awaited(study, domain.get("root") or "."):
                 continue
-            kind = "with depth" if source.depth(0) is not None else "without depth"
-            yield "ok", f"domain {name!r}{f', split {split!r}' if split else ''}: {len(source)} pictures {kind}, the first one reads", ""
+            where = f"domain {domain['name']!r}{f', split {split!r}' if split else ''}"
+            try:
+                yield _asked(study, domain, split, uses, where)
+            except (ValueError, OSError) as error:
+                yield "FAIL", f"{where}: {' '.join(str(error).split())}", "config/README.md says how a domain's files lie"
 
 
-def _ask(source: Dataset, use: str, wanted: Use) -> None:
-    try:
-        source.image(int(wanted.index(len(source))[0]))
-    except ValueError as error:
-        raise ValueError(f"data.{use}: {error}") from None
+def _asked(study: Study, domain: dict, split: str, uses: list[str], where: str) -> Finding:
+    """What some of the pictures that a study takes from one place say. Raises ValueError or OSError where they cannot be used."""
+    source = dataset(domain, split or None)
+    index = np.unique(np.concatenate([positions(study, use, len(source)) for use in uses]))
+    some = index[np.unique(np.linspace(0, len(index) - 1, SOME).round().astype(int))]
+    squares = source.squares(some, domain["size"])
+    if squares.depth is not None:
+        check_unit(study, uses[0], squares.depth if squares.valid is None else squares.depth[squares.valid])
+    elif "estimator" not in study.config and set(uses) - {"unet"}:
+        return "FAIL", f"{where}: its {len(source)} pictures have no depth", "docs/own-data.md says how to give them some"
+    return "ok", f"{where}: {len(source)} pictures with{'' if squares.depth is not None else 'out'} depth, the {len(some)} asked read", ""

@@ -41,6 +41,7 @@ def faults(config: Mapping, pretrained: Mapping | None) -> Iterator[str]:
     if unet["path"] is None:
         yield from (f"unet.{key} is missing; with unet.path null the study trains its own U-Net" for key in _DESCRIBED if key not in unet)
     elif pretrained is not None:
+        yield from _unsupported(unet["path"], pretrained)
         yield from _other(unet, pretrained)
     elif "architecture" not in unet and Path(unet["path"]).exists():
         yield f"unet.architecture is missing; unet.path {unet['path']} is no diffusers folder that tells it"
@@ -102,6 +103,18 @@ def _architecture(name: str, architecture: Mapping) -> Iterator[str]:
     groups = architecture.get("norm_num_groups", _GROUPS)
     if wrong := [count for count in channels if count % groups]:
         yield f"{name}.architecture.norm_num_groups is {groups}, expected a divisor of every one of block_out_channels; {wrong[0]} is no multiple of it"
+
+
+def _unsupported(path: str, pretrained: Mapping) -> Iterator[str]:
+    """What kind of U-Net no study can use, whatever else the config says."""
+    wanted = "expected an unconditional UNet2DModel of RGB pictures"
+    if (kind := pretrained.get("_class_name", "UNet2DModel")) != "UNet2DModel":
+        yield f"unet.path {path} holds a {kind}, {wanted}"
+    for key in ("num_class_embeds", "class_embed_type"):
+        if pretrained.get(key) is not None:
+            yield f"unet.path {path} is conditioned on classes ({key} is {pretrained[key]}), {wanted}"
+    if pretrained.get("in_channels", 3) != 3:
+        yield f"unet.path {path} has in_channels {pretrained['in_channels']}, {wanted}: neither latents nor greys"
 
 
 def _other(unet: Mapping, pretrained: Mapping) -> Iterator[str]:

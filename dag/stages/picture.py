@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dag.accelerator import here
 from dag.data.images import to_uint8
@@ -18,6 +21,7 @@ from dag.sampling import SampleRNG, sample_ddim
 from dag.stages.artefacts import writing
 from dag.stages.sampling import read_depth
 from dag.stages.sheet import span
+from dag.unet import picture_side
 
 COLUMNS, SIDE = 16, 96  # samples beside one another; least pixels along the side of one
 BATCH, READ_T = 16, 20
@@ -43,12 +47,7 @@ def picture(
     Rows, from the top: unguided, guided, and with heads the depth that the strong one reads from either, far bright. Without weights: unguided alone.
     `dag sample --model ...` is the same command.
     """
-    if n < 1:
-        raise ValueError(f"--n is {n}, expected at least 1")
-    if heads is None and (w_dc or w_dp):
-        raise ValueError("--w-dc and --w-dp need --heads: a file of `dag heads` (a study writes results/<study>/models/heads/), or a folder of DepthHeads")
-    if prior is None and w_dp:
-        raise ValueError("--w-dp needs --prior: a folder of `dag prior` (a study writes results/<study>/models/prior<resolution>)")
+    _check(n, grid, heads, prior, w_dc, w_dp)
     plain = UNetPredictor.load(model, channels_last=True)
     plain.unet.to(here())
     networks = DepthHeads.load(heads).to(here()) if heads else {}
@@ -58,10 +57,10 @@ def picture(
         terms.append(Prior(w_dp, depth_prior, depth_prior.diffusion, depth_prior.resolution, _span("tau", tau)))
     predictors = {"unguided": plain} | ({"guided": DepthGuidance(plain, networks, terms, _span("window", window))} if terms else {})
     rows: dict[str, list[np.ndarray]] = {}
-    for start in range(first_seed, first_seed + n, BATCH):
-        seeds = list(range(start, min(start + BATCH, first_seed + n)))
-        for name, predict in predictors.items():
-            x = _draw(predict, plain, seeds, steps, rule)
+    batches = [list(range(start, min(start + BATCH, first_seed + n))) for start in range(first_seed, first_seed + n, BATCH)]
+    with tqdm(total=len(batches) * len(predictors) * steps, desc=grid.name, unit="step", disable=None) as bar:
+        for seeds, (name, predict) in itertools.product(batches, predictors.items()):
+            x = _draw(predict, plain, seeds, steps, rule, lambda step: bar.update())
             rows.setdefault(name, []).append(to_uint8(x))
             if heads:
                 rows.setdefault(f"depth, {name}", []).append(_coloured(read_depth(x.clamp(-1, 1), seeds, plain, networks["strong"], READ_T)))
@@ -71,10 +70,23 @@ def picture(
     sys.stdout.write(f"{grid}: seeds {first_seed} to {first_seed + n - 1}, w_dc {w_dc:g}, w_dp {w_dp:g}; rows: {'; '.join(rows)}\n")
 
 
-def _draw(predict, plain: UNetPredictor, seeds: list[int], steps: int, rule: str) -> torch.Tensor:
-    size, channels = plain.unet.config.sample_size, plain.unet.config.in_channels
+def _check(n: int, grid: Path, heads: Path | None, prior: Path | None, w_dc: float, w_dp: float) -> None:
+    if n < 1:
+        raise ValueError(f"--n is {n}, expected at least 1")
+    if grid.suffix.lower() != ".png":
+        raise ValueError(f"--grid is {grid}, expected a name that ends in .png")
+    if heads is None and (w_dc or w_dp):
+        raise ValueError("--w-dc and --w-dp need --heads: a file of `dag heads` (a study writes results/<study>/models/heads/), or a folder of DepthHeads")
+    if prior is None and w_dp:
+        raise ValueError("--w-dp needs --prior: a folder of `dag prior` (a study writes results/<study>/models/prior<resolution>)")
+    if heads is not None and not heads.exists():
+        raise ValueError(f"--heads is {heads}, which does not exist: a study writes heads, and so does examples/guide_your_own.py (guided/heads)")
+
+
+def _draw(predict, plain: UNetPredictor, seeds: list[int], steps: int, rule: str, callback: Callable) -> torch.Tensor:
+    size, channels = picture_side(plain.unet), plain.unet.config.in_channels
     rng, timesteps = SampleRNG(seeds, here()), respace(plain.diffusion.num_timesteps, steps, "ddim")
-    return sample_ddim(predict, rng.randn("init", (channels, size, size)), timesteps, plain.diffusion, rule=rule, rng=rng)
+    return sample_ddim(predict, rng.randn("init", (channels, size, size)), timesteps, plain.diffusion, rule=rule, rng=rng, callback=callback)
 
 
 def _span(option: str, text: str) -> tuple[int, int]:
