@@ -81,6 +81,7 @@ def prepare(folder: Path) -> None:
     """A study of tiny networks with random weights: its config, run sheet, data and models."""
     config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
     config |= {"runs": "runs.tsv", "study": "faults", "downstream": {**config["downstream"], "sources": {"dag": "both"}}}
+    del config["gain"]
     config["figures"] |= {"unguided": "baseline", "guided": "both", "runs": ["baseline", "both"]}
     config["sampling"]["batch_size"] = 2
     config["judge"]["training"] = {"steps": 60, "batch_size": 4, "save_every": 4}
