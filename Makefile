@@ -17,13 +17,17 @@ WITH_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 READY := .venv/.ready-$(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help study test clean
+.PHONY: help study paper test clean
 
 help: ## Show this text
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | tr '@' '\t'
 
 study: $(READY) ## Run the study: results/rooms, or the study of CONFIG=config/<study>.yaml
 	@$(WITH_VENV) snakemake --cores $(CORES) $(ARGS) --configfile $(CONFIG)
+
+paper: $(READY) ## Run the paper's own study, LSUN-bedroom and LSUN-church: on a cluster with ARGS="--profile slurm"
+	@$(WITH_VENV) snakemake $(or $(ARGS),--cores $(CORES)) --configfile config/paper.yaml
+	@$(WITH_VENV) snakemake $(or $(ARGS),--cores $(CORES)) --configfile config/paper-church.yaml
 
 test: $(READY) ## Run the tests, the smoke study among them
 	@$(WITH_VENV) python -m pytest tests -m "not slow" $(ARGS)

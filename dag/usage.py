@@ -35,6 +35,7 @@ WORDS = {
     "log": "the log beside the state (.jsonl)",
     "metrics": "table to write: depth errors of the heads (.csv)",
     "model": "pretrained U-Net: a diffusers folder, or a guided-diffusion .pt with its flags beside it",
+    "more": "keys of the config that another size of the study has, which is planned too (.yaml)",
     "moments": "of the reference pictures, of `dag moments` (.npz)",
     "n": "number of samples",
     "name": "a key of the config's section `assets`",

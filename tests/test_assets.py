@@ -134,7 +134,7 @@ def test_what_is_missing_says_where_it_belongs_and_how_to_get_it(study, server, 
     s = study(a={"url": f"{server}/none", "bytes": 7}, b={"by_hand": "Fill in the form at example.org", "sha256": DIGEST}, c={"hub": "google/ddpm-church-256"})
     place = tmp_path / "assets"
     cases = {
-        "a": rf"^{place}/a: missing; `snakemake fetch` with .*; or put {server}/none at {place}/a \(bytes 7, licence MIT\)$",
+        "a": rf"^{place}/a: missing; `snakemake --cores 1 fetch` with .*; or put {server}/none at {place}/a \(bytes 7, licence MIT\)$",
         "b": rf"^{place}/b: missing; Fill in the form at example\.org; put it at {place}/b \(sha256 {DIGEST}, licence MIT\)$",
         "c": rf"^{place}/c: missing; .* or put the hub model google/ddpm-church-256 at {place}/c \(licence MIT\)$",
     }

@@ -253,7 +253,7 @@ def test_the_doctor_asks_for_what_others_publish(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (found,) = failures(capsys, Path("config/paper.yaml"))
     assert "not there: unet, lsun_train" in found
-    assert "snakemake fetch --configfile config/paper.yaml" in found
+    assert "snakemake --cores 1 fetch --configfile config/paper.yaml" in found
 
 
 U_NET = {"sample_size": 32, "block_out_channels": (8, 8), "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 4}

@@ -152,3 +152,26 @@ def test_whatever_is_wrong_with_an_asset_shows_before_any_sampling(mini, tmp_pat
     )
     plan = snakemake(folder, "-n", "results/paper-mini/samples/baseline.npz", config=MINI)
     assert counts(plan.stdout + plan.stderr)["asset"] == len(config["assets"])
+
+
+def test_fetch_looks_at_every_asset_anew_and_says_what_to_put_where(tmp_path):
+    folder = checkout(tmp_path)
+    write_all(folder / "assets" / "mini")
+
+    def fetch() -> tuple[int, set[str], str]:
+        done = snakemake(folder, "--cores", "2", "--keep-going", "fetch", config=MINI)
+        return done.returncode, set(re.findall(r"wildcards: name=(\w+)", done.stderr)), done.stderr
+
+    every = {"unet", "lsun", "dpt", "nyu", "inception"}
+    assert fetch()[:2] == (0, every)
+    shutil.move(folder / "assets" / "mini" / "dpt", folder / "dpt")
+    status, _, said = fetch()
+    assert status != 0
+    assert "dag fetch: dpt: python tests/standins.py writes it; put it at assets/mini/dpt (licence MIT)\n" in said
+    (folder / "assets" / "mini" / "lsun_bedroom.pt").unlink()  # which the last call has found
+    shutil.move(folder / "dpt", folder / "assets" / "mini" / "dpt")
+    status, looked, said = fetch()
+    assert status != 0
+    assert looked >= {"dpt", "unet"}
+    assert "dag fetch: unet: " in said
+    assert not (folder / "results" / "paper-mini" / "samples").exists()

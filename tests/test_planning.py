@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+import pytest
 import torch
+import yaml
 from torch import nn
 
-from dag.stages.planning import Counted, costs, count
+from dag.stages.counting import Counted, count, trained
+from dag.stages.planning import costs, plan
 from dag.stages.study import Study
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_operations_and_kept_activations_are_those_of_paper_and_pencil():
@@ -33,3 +39,36 @@ def test_every_network_of_a_study_is_counted_without_weights(monkeypatch):
     step, kept = counted.guided[True, 16]
     assert step > counted.to_taps + counted.head
     assert kept > 0
+
+
+@pytest.mark.parametrize("study", ["paper", "paper-church"])
+def test_the_control_of_equal_compute_costs_as_much_as_a_guided_run(study):
+    """By the plan that is committed."""
+    rows = [line.split("|") for line in (ROOT / "docs" / f"{study}-scale.md").read_text().splitlines() if line.startswith("| sample ")]
+    cost = {row[1].strip().removeprefix("sample "): float(row[3].replace(",", "")) for row in rows[: len(rows) // 2]}
+    assert cost["equal_compute"] == pytest.approx(cost["both"], rel=0.05)
+
+
+def test_a_plan_of_two_sizes_follows_their_sheets(tmp_path, monkeypatch):
+    """The study in miniature, with a second size: jobs, operations and memory of its rows by hand."""
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    config["prior"]["training"] = {"steps": 10, "batch_size": 16, "processes": 2, "gradient_accumulation_steps": 4, "precision": "bf16"}
+    sheet = pd.read_csv(ROOT / config["runs"], sep="\t", dtype=str)
+    sheet.assign(n="64").to_csv(tmp_path / "many.tsv", sep="\t", index=False)
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump({"study": "many", "runs": str(tmp_path / "many.tsv"), "compute": {"shard_size": 16}}))
+    study = Study({**config, "compute": {}})
+    plan(study, gpus=ROOT / "config" / "gpus.tsv", out=tmp_path / "plan.md", more=tmp_path / "many.yaml")
+    few, many = ((tmp_path / "plan.md").read_text().split("\n## ")[i].splitlines() for i in (2, 3))
+    assert many[0] == "64 samples a run"
+    rows = {name: next(line for line in text if line.startswith("| sample both |")).split("|") for name, text in (("few", few), ("many", many))}
+    n = int(sheet.set_index("run").n["both"])
+    assert [int(rows[name][2]) for name in ("few", "many")] == [1, 4]
+    counted = Counted(study)
+    costs_of = {cost.stage: cost for cost in costs(study, counted)}
+    assert costs_of["sample both"].flop == n * study.runs.steps["both"] * counted.guided[True, study.runs.prior["both"]][0]
+    prior = costs_of["prior 16"]
+    assert prior.flop == prior.jobs * 3 * 10 * 16 * counted.prior[16]
+    assert prior.activations == 2 * trained(counted.priors[16], 16)  # 16 / (2 x 4) pictures at once
+    assert prior.hours(pd.Series({"bf16_tflops": 100, "tf32_tflops": 1}), 0.5) == pytest.approx(prior.flop / 5e13 / 3600)
+    assert "64 samples a run" in (tmp_path / "plan.md").read_text()

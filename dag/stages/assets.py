@@ -65,7 +65,7 @@ def how_to_get(study: Study, name: str) -> str:
     if "by_hand" in entry:
         return f"{entry['by_hand']}; put it at {entry['path']} ({facts})"
     where = entry.get("url") or f"the hub model {entry['hub']}"
-    return f"`snakemake fetch` with this study's config fetches it; or put {where} at {entry['path']} ({facts})"
+    return f"`snakemake --cores 1 fetch` with this study's config fetches it; or put {where} at {entry['path']} ({facts})"
 
 
 def check(path: Path, entry: dict) -> dict:

@@ -122,7 +122,11 @@ def _assets(studies: list[Study]) -> Iterator[Finding]:
     """Files that others publish."""
     for study in studies:
         if missing := _missing(study):
-            yield "FAIL", f"not there: {', '.join(missing)}", f"snakemake fetch --configfile {study.source} gets them, or says what to put where by hand"
+            yield (
+                "FAIL",
+                f"not there: {', '.join(missing)}",
+                f"snakemake --cores 1 fetch --configfile {study.source} gets them, or says what to put where by hand",
+            )
         elif "assets" in study.config:
             yield "ok", f"{', '.join(study['assets'])} are there", ""
 

@@ -56,7 +56,7 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     if stage == "join":
         return START_MIB + 3 * longest * 3 * size**2 / 2**20, longest * size**2 * 1e-6
     if stage in ("moments", "measure", "measure_sweep"):
-        return _measuring(study, stage, counts["reference"])
+        return measuring(study, stage, counts["reference"])
     if stage == "known_answers":
         return START_MIB + counts["heldout"] * picture, 10 * counts["heldout"] * _EXTRACTOR_GFLOP  # real depth, and three faults of three strengths
     if stage == "label":
@@ -90,7 +90,7 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     return memory, trainings * recipe["steps"] * recipe["batch_size"] * 3 * operations(architecture, size)
 
 
-def _measuring(study: Study, stage: str, reference: int) -> tuple[float, float]:
+def measuring(study: Study, stage: str, reference: int) -> tuple[float, float]:
     """Of distances: all features in memory, three kinds a picture; for each resampled set a product of them and the eigenvalues of their moments."""
     section, d, features = study["evaluation"], study["evaluation"]["dims"], 3 * 4 * study["evaluation"]["dims"]
     if stage == "moments":

@@ -1,4 +1,4 @@
-# Files that others publish: checked before anything is made of them, downloaded only when asked to (`snakemake fetch`).
+# Files that others publish: checked before anything is made of them, downloaded only when asked to (`snakemake --cores 1 fetch`).
 
 
 rule asset:
@@ -16,15 +16,17 @@ rule asset:
         "{params.command} --name {wildcards.name} --out {output} 2> {log}"
 
 
-# `snakemake fetch` asks for each of them; nothing else does. Whether one is there is looked up anew every time: the mark is temporary.
+# `snakemake --cores 1 fetch` asks for each of them; nothing else does. Whether one is there is looked up anew every time: it ends by removing the marks.
 rule fetch_asset:
     output:
-        temp(touch(f"{RESULTS}/assets/{{name}}.fetched")),
+        touch(f"{RESULTS}/assets/{{name}}.fetched"),
     wildcard_constraints:
         name="|".join(config.get("assets", {})) or "none",
     localrule: True
     params:
         command=dag("fetch"),
+        # Of a call that failed marks stay: one is made anew when its asset has come or gone since.
+        there=lambda w: Path(config["assets"][w.name]["path"]).exists(),
     shell:
         "{params.command} --name {wildcards.name}"
 
@@ -33,3 +35,5 @@ rule fetch:
     input:
         expand(f"{RESULTS}/assets/{{name}}.fetched", name=config.get("assets", {})),
     localrule: True
+    shell:
+        "rm -f {input}"

@@ -496,6 +496,7 @@ rule map:
 rule plan:
     input:
         gpus="config/gpus.tsv",
+        more=[file for file in [f"config/runs/{config['study']}50k.yaml"] if Path(file).exists()],
     output:
         f"docs/{config['study']}-scale.md",
     log:
@@ -503,6 +504,7 @@ rule plan:
     localrule: True
     params:
         command=dag("plan"),
+        more=lambda w, input: f"--more {input.more}" if input.more else "",
         stamp=lambda w: f"{code_hash('stages.planning')}-{STUDY.section_hash(*config)}-{[STUDY.run_hash(run) for run in RUNS.index]}",
     shell:
-        "{params.command} --gpus {input.gpus} --out {output} 2> {log}"
+        "{params.command} --gpus {input.gpus} {params.more} --out {output} 2> {log}"

@@ -1,0 +1,137 @@
+"""Operations and activations of a study's networks, counted on the networks themselves, which are built without weights (on the meta device)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dag.estimators import DepthUNet
+from dag.heads import build_heads
+from dag.stages.study import Study
+from dag.unet import feature_shapes, forward_with_taps
+
+# Intel/dpt-large where it is not here to be asked: the ViT-L/16 with DPT's decoder (Ranftl et al. 2021, arXiv 2103.13413, section 4).
+_DPT_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "image_size": 384,
+    "backbone_out_indices": [5, 11, 17, 23],
+    "neck_hidden_sizes": [256, 512, 1024, 1024],
+}
+
+
+class Counted:
+    """FLOP of the networks of a study, for one picture: multiplications and additions counted each, those of matrices and convolutions."""
+
+    def __init__(self, study: Study):
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        self.study, self.size = study, study["domain"]["size"]
+        config = {key: value for key, value in study.unet_architecture().items() if not key.startswith("_")}
+        with torch.device("meta"):
+            self.unet = UNet2DModel.from_config({"sample_size": self.size, **config}).eval().requires_grad_(False)
+            self.x, self.t = torch.empty(1, self.unet.config.in_channels, self.size, self.size), torch.zeros(1, dtype=torch.long)
+            self.shapes = feature_shapes(self.unet, self.size)
+            channels = {block: shape[0] for block, shape in self.shapes.items()}
+            names = {name: study["heads"][name] for name in ("strong", "weak")}
+            self.heads = build_heads(names, channels, **{k: study["heads"][k] for k in ("width", "layers", "time_width")}).eval().requires_grad_(False)
+            self.priors = {
+                side: UNet2DModel(sample_size=side, in_channels=1, out_channels=1, **study["prior"]["architecture"]).eval().requires_grad_(False)
+                for side in study["prior"]["resolutions"]
+            }
+            self.downstream = DepthUNet({"sample_size": self.size, **study["downstream"]["architecture"]})
+        self.taps = sorted({*names["strong"], *names["weak"]})
+        self.forward, _ = count(lambda: forward_with_taps(self.unet, self.x, self.t))
+        self.to_taps, _ = count(lambda: forward_with_taps(self.unet, self.x, self.t, self.taps, stop_after_taps=True))
+        features = {block: torch.empty(1, *self.shapes[block], device="meta") for block in self.taps}
+        self.head, _ = count(lambda: [head(features, self.t, self.size) for head in self.heads.values()])
+        self.prior = {side: count(lambda p=p, side=side: p(torch.empty(1, 1, side, side, device="meta"), self.t))[0] for side, p in self.priors.items()}
+        kinds = [(dc, side) for dc in (False, True) for side in (None, *self.priors)]
+        self.guided = {kind: self._guided(*kind) for kind in tqdm(kinds, desc="guided steps", unit="network", disable=not sys.stderr.isatty())}
+        self.estimator = _depth_network(study["estimator"]["model"] if "estimator" in study.config else study["judge"].get("model"))
+        self.judge = self.estimator if "model" in study["judge"] else count(lambda: self._unet(study["judge"]["architecture"])(self.x))[0]
+        self.down, _ = count(lambda: self.downstream(self.x))
+        self.extractor = _extractor(study["evaluation"])
+
+    def _unet(self, architecture: dict) -> DepthUNet:
+        with torch.device("meta"):
+            return DepthUNet({"sample_size": self.size, **architecture})
+
+    def _guided(self, consistency: bool, side: int | None) -> tuple[int, int]:
+        """(FLOP, bytes kept for the gradient) of a guided step: one forward pass, one gradient through the deepest tap, heads and prior."""
+        x = self.x.clone().requires_grad_()
+
+        def step() -> None:
+            _, features = forward_with_taps(self.unet, x, self.t, self.taps, detach_output=True)
+            depth = {name: head(features, self.t, self.size) for name, head in self.heads.items() if consistency or name == "strong"}
+            loss = sum(d.sum() for d in depth.values())
+            if side is not None:
+                small = nn.functional.interpolate(depth["strong"], (side, side), mode="area")
+                loss = loss + self.priors[side](small, self.t).sample.square().sum()
+            loss.backward()  # to x alone: the networks are frozen
+
+        return (self.forward, 0) if side is None and not consistency else count(step)
+
+
+def count(function: Callable[[], object]) -> tuple[int, int]:
+    """(FLOP, bytes of activations kept for a gradient) of a call whose tensors are on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = function()
+    del result
+    return counter.get_total_flops(), sum(kept.values())
+
+
+def _depth_network(model: str | None) -> int:
+    if model is None:
+        return 0
+    from transformers import AutoConfig, AutoModelForDepthEstimation, DPTConfig
+
+    config = AutoConfig.from_pretrained(model) if (Path(model) / "config.json").is_file() else DPTConfig(**_DPT_LARGE)
+    side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    with torch.device("meta"):
+        network, pixels = AutoModelForDepthEstimation.from_config(config).eval(), torch.empty(1, 3, side, side)
+    return count(lambda: network(pixel_values=pixels))[0]
+
+
+def _extractor(section: dict) -> int:
+    if section["extractor"] == "inception":
+        from torchvision.models import inception_v3
+
+        with torch.device("meta"):
+            network, pixels = inception_v3(weights=None, init_weights=False, aux_logits=False).eval(), torch.empty(1, 3, 299, 299)
+        return count(lambda: network(pixels))[0]
+    from dag.metrics.extractors import load_extractor
+
+    options = {key: section.get(key) for key in ("dims", "resolution", "weights")}
+    network = load_extractor(section["extractor"], **options).network.to("meta")
+    return count(lambda: network(torch.empty(1, 3, section["resolution"], section["resolution"], device="meta")))[0]
+
+
+def size(module: nn.Module) -> int:
+    """Bytes of its parameters in fp32."""
+    return 4 * sum(p.numel() for p in module.parameters())
+
+
+def trained(network: nn.Module, side: int) -> int:
+    """Bytes of activations that a training step of a prior at this resolution keeps for one picture."""
+    network.requires_grad_(True)
+    x, t = torch.empty(1, 1, side, side, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+    kept = count(lambda: network(x, t).sample.sum())[1]
+    network.requires_grad_(False)
+    return kept
