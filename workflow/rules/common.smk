@@ -120,11 +120,13 @@ def one_of(names):
 GPU = 0 if STUDY.compute["device"] == "cpu" else 1
 
 
-def dag(stage, config_file=True):
+def dag(stage, config_file=True, apart=False):
     """The start of the command of a stage, as a param. Snakemake does not compare params that depend on threads: the same Python
-    under another name (python, python3, a clone that moved) must not rerun a study."""
+    under another name (python, python3, a clone that moved) must not rerun a study. apart: each thread computes numbers of its own, its
+    linear algebra in itself, so that they do not depend on how many threads there are."""
     study = f" --config {CONFIG}" if config_file else ""
-    return lambda wildcards, threads: f"{shlex.quote(sys.executable)} -m dag {stage}{study} --threads {threads}"
+    alone = "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 " if apart else ""
+    return lambda wildcards, threads: f"{alone}{shlex.quote(sys.executable)} -m dag {stage}{study} --threads {threads}"
 
 
 def measured(*tables):

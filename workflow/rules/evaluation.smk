@@ -48,10 +48,6 @@ rule moments:
         "{params.command} --reference {input} --out {output} 2> {log}"
 
 
-# Of the linear algebra in each of a job's threads: what it computes does not depend on how many of them there are.
-ONE_THREAD = "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1"
-
-
 rule measure_sweep:
     input:
         judged=expand(f"{RESULTS}/judged/{{run}}.npz", run=SWEEP),
@@ -67,11 +63,11 @@ rule measure_sweep:
     resources:
         **asked(STUDY, "measure_sweep"),
     params:
-        command=dag("measure"),
+        command=dag("measure", apart=True),
         runs=SWEEP,
         stamp=stamp("evaluation", "evaluation"),
     shell:
-        "{ONE_THREAD} {params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments} --out {output} 2> {log}"
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments} --out {output} 2> {log}"
 
 
 # The study's instruments, asked what is known beforehand: it ends here when one is off.
@@ -149,12 +145,12 @@ rule measure:
     resources:
         **asked(STUDY, "measure"),
     params:
-        command=dag("measure"),
+        command=dag("measure", apart=True),
         runs=FINAL,
         earlier=f"--earlier {RESULTS}/metrics/sweep.csv" if SWEEP else "",
         stamp=stamp("evaluation", "evaluation"),
     shell:
-        "{ONE_THREAD} {params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments}"
+        "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments}"
         " --real {input.real} {params.earlier} --out {output} 2> {log}"
 
 

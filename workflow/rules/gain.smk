@@ -115,7 +115,7 @@ use rule measure_sweep as gain_measure with:
     benchmark:
         f"{RESULTS}/benchmarks/gain/measure{{images}}.tsv"
     params:
-        command=dag("measure"),
+        command=dag("measure", apart=True),
         runs=PAIR,
         stamp=stamp("evaluation", "evaluation"),
 
