@@ -4,9 +4,12 @@ import base64
 import dataclasses
 import hashlib
 import io
+import json
 import re
+import shutil
 import zipfile
 from html.parser import HTMLParser
+from pathlib import Path
 
 import made_up_page
 import numpy as np
@@ -14,6 +17,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 from test_report_scripts import ROOT, SCRIPTS, reporting
+
+from dag.stages.artefacts import content_hash
 
 ASSETS = ROOT / "workflow/assets/three"
 
@@ -97,7 +102,19 @@ def test_a_table_keeps_its_caption_footnote_and_provenance(html, study):
     assert "feedfeedfeedfeed" in html
     assert "0123456789abcdef" in html
     assert "Not comparable" in html  # beside the published numbers
-    assert "15.71" in html
+    published = pd.read_csv(ROOT / "config/published.tsv", sep="\t", dtype=str)
+    shown = [row for row in Cells(html).tables["data-published"] if row]
+    assert [row[3][1] for row in shown] == list(published.loc[published["table"].isin(["table1", "table4"]), "value"])  # 0.144, not 0.14
+
+
+def test_every_table_and_figure_says_what_it_was_made_from(html, study):
+    """The hashes are those of the files as they are."""
+    parts = re.findall(r'<(?:article id="table|figure class="plate" id="figure)-(\w+)">(.*?)</(?:article|figure)>', html, flags=re.S)
+    records = {Path(name).stem: record for record in json.loads((study / "manifest.json").read_text())["records"] for name in record["outputs"]}
+    assert records.keys() == {name for name, _ in parts} - {"published"}
+    for name, part in parts:
+        said = dict(re.findall(r"<li>(\S+) <code>([0-9a-f]{16})</code></li>", part))
+        assert said == {path: content_hash(path)[:16] for path in records[name]["inputs"]} if name != "published" else not said
 
 
 def test_the_page_stands_alone(html):
@@ -118,6 +135,7 @@ def test_the_ledger_and_the_captions_are_rendered(html):
     assert "Fig. 4a: Depth by block" in html
     assert "guided-diffusion&#x27;s output blocks" in html or "guided-diffusion's output blocks" in html
     assert "{{" not in re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    assert '<td data-head="our choice">' in html
 
 
 def test_a_page_too_large_for_a_phone_is_refused(study, monkeypatch):
@@ -222,6 +240,78 @@ def test_depth_networks_are_compared_with_those_of_likewise_labelled_unguided_sa
     assert pairs == {"dag": "unguided", "dag_judged": "u_judged"}
 
 
+def test_a_study_is_told_in_brief(html):
+    (brief,) = re.findall(r'<ul class="brief">(.*?)</ul>', html, flags=re.S)
+    told = dict(re.findall(r'<span class="what">(.*?)</span>.*?<a href="#table-(\w+)">', brief))
+    assert list(told.values()) == ["fig4b_labels", "table1_guidance", "fig8_scale", "controls", "table4_downstream"]
+    assert "256 samples a run of the domain rooms, 32 × 32 pixels" in html
+
+
+def controls(low, high):
+    runs = ["s_default", "flipped", "noise", "equal_compute"]
+    middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+    frame = {
+        "run": ["baseline", *runs],
+        "what": ["unguided", "guided", "reversed", "noise", "63 steps"],
+        "control": ["none", "none", "flipped", "noise", "none"],
+    }
+    frame |= {"w_dc": [0, 30, 30, 30, 0], "w_dp": [0, 30, 30, 30, 0], "baseline": ["", *["baseline"] * 4], "dfid": [5.0, *(5 + m for m in middle)]}
+    frame |= {"dfid_diff": [np.nan, *middle], "dfid_diff_low": [np.nan, *low], "dfid_diff_high": [np.nan, *high]}
+    return dataclasses.replace(table(**frame), name="controls", caption="Controls: x")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ([-9, -1, -2, -4], [-8, 1, 2, 1], "None of 3 controls, which should not help, improves dFID; nearest to it: 63 steps, run equal_compute"),
+        ([1, -3, -2, -9], [2, -2, 2, 1], "1 of 3 controls, which should not help, improves dFID; most: reversed, run flipped"),
+        ([1, -3, -2, -4], [2, -2, -1, 1], "2 of 3 controls, which should not help, improve dFID; most: reversed, run flipped"),
+    ],
+)
+def test_controls_that_help_are_counted_without_the_guidance_itself(low, high, expected):
+    """The one that is named is among those that are counted, whatever the noise of another."""
+    import page_brief
+
+    runs = pd.DataFrame({"run": ["baseline"], "w_dc": 0, "w_dp": 0, "sampler": "ddim"}).set_index("run")
+    (found,) = page_brief.brief({"controls": controls(low, high)}, runs, {"heads": {"guide": 10}, "figures": {"guided": "both"}}, {})
+    assert found.what == expected
+
+
+def test_of_many_that_got_worse_the_worst_is_told():
+    import page_summary
+
+    names = [f"run{i}" for i in range(7)]
+    middle = np.array([1000.0, 3000.0, 2000.0, -5.0, -6.0, -7.0])
+    numbers = {
+        "dfid": [5.0, *(5 + middle)],
+        "dfid_diff": [np.nan, *middle],
+        "dfid_diff_low": [np.nan, *(middle - 1)],
+        "dfid_diff_high": [np.nan, *(middle + 1)],
+    }
+    runs = pd.DataFrame({"run": names, "w_dc": range(7), "w_dp": 0, "sampler": "ddim"}).set_index("run")
+    found = page_summary.findings({"x": table(run=names, **numbers, baseline=["", *["run0"] * 6])}, runs, 10, {})
+    assert [(f.verdict, f.what) for f in found] == [
+        ("better", "dFID: 3 of 6 runs; the best of them DCG (w_dc = 6)"),
+        ("worse", "dFID: 3 of 6 runs; the worst of them DCG (w_dc = 2)"),
+    ]
+    assert "difference +3,000 [+2,999, +3,001]" in found[1].numbers
+
+
+def test_what_is_made_on_demand_is_shown_where_it_is_there(study, tmp_path):
+    """Each U-Net's guided run is compared with the unguided run of that U-Net."""
+    import page
+
+    shutil.copytree(study, tmp_path / "study")
+    made_up_page.add_gain(tmp_path / "study")
+    html = page.build(made_up_page.sources(tmp_path / "study", seeds=1))
+    assert "<h3>Gain of guidance against training</h3>" in re.search(r'<figure class="plate" id="figure-gain">.*?</figure>', html, flags=re.S)[0]
+    said = dict(re.findall(r'<span class="what">dFID: (Both.*?)</span> <span class="numbers">(.*?)</span> <a href="#table-gain">', html))
+    assert {text.partition(", U-Net of ")[2]: numbers.partition(", difference")[0] for text, numbers in said.items()} == {
+        "1,000 images": "7.000 [6.750, 7.250] against 9.000 [8.750, 9.250]",
+        "2,000 images": "3.500 [3.250, 3.750] against 4.000 [3.750, 4.250]",
+    }
+
+
 def test_every_sentence_has_the_numbers_of_its_table(html):
     listed = re.findall(r'<span class="what">(.*?)</span> <span class="numbers">(.*?)</span> <a href="#table-(\w+)">', html)
     assert len(listed) > 15
@@ -272,10 +362,14 @@ def test_the_rule_makes_the_page_and_snakemake_reports_every_table_and_figure(tm
     page = (tmp_path / "results/index.html").read_text()
     assert "sampling" in page
     assert "Nothing to be done" in snakemake("results/index.html")
+    made_up_page.add_gain(tmp_path / "results")
+    assert "rule page" in snakemake("results/index.html")  # shown, but neither made nor made anew
+    assert 'id="table-gain"' in (tmp_path / "results/index.html").read_text()
+    assert "Nothing to be done" in snakemake("results/index.html")
     snakemake("results/index.html", "--report", "report.zip")
     with zipfile.ZipFile(tmp_path / "report.zip") as report:
         listed = next(name for name in report.namelist() if name.endswith("report.html"))
         text = report.read(listed).decode()
     for path in sorted((tmp_path / "results").glob("*/*")):
-        if path.suffix == ".csv" and path.parent.name == "tables" or path.suffix == ".png":
+        if path.stem != "gain" and (path.suffix == ".csv" and path.parent.name == "tables" or path.suffix == ".png"):
             assert path.name in text, path

@@ -256,11 +256,26 @@ def test_a_phone_needs_no_sideways_scrolling(browser, study):
             phone.view.evaluate("id => document.getElementById(id).scrollIntoView({behavior: 'instant'})", place)
             phone.view.wait_for_timeout(100)
             phone.keep(f"phone_{place}")
+        edges = "[...document.querySelectorAll('#ledger td')].map(cell => cell.getBoundingClientRect()).map(box => [box.left, box.right])"
+        assert all(0 <= left < right <= 360 for left, right in phone.view.evaluate(edges))
         phone.view.locator("#run-stops button").last.tap()
         phone.view.wait_for_selector('body[data-shown="both/0"]', state="attached")
         assert phone.complaints == []
     finally:
         phone.context.close()
+
+
+def test_a_link_leads_to_its_section(browser, study):
+    """Figures further up are drawn later, but have their place from the start."""
+    fresh = Opened(browser, study)
+    try:
+        for place in ("ledger", "protocol", "figures", "tables"):
+            fresh.view.locator(f".top nav a[href='#{place}']").click()
+            fresh.view.wait_for_function("id => Math.abs(document.getElementById(id).getBoundingClientRect().top - 64) < 8", arg=place)
+            fresh.view.wait_for_timeout(300)
+            assert abs(fresh.view.evaluate("id => document.getElementById(id).getBoundingClientRect().top", place) - 64) < 8
+    finally:
+        fresh.context.close()
 
 
 def test_the_button_changes_light_to_dark(page):

@@ -2,7 +2,7 @@
 import hashlib
 from pathlib import Path
 
-from dag.stages.artefacts import code_hash
+from dag.stages.artefacts import code_hash, content_hash
 
 
 def look(*modules):
@@ -406,6 +406,16 @@ rule timings:
 PAGE = {"seeds": 48, "sweep_seeds": 8, **config.get("page", {})}
 
 
+def made_aside():
+    """Tables and figures that are made on demand (`snakemake gain`), where they are there, with a hash of each. They are no inputs: the page never
+    has them made."""
+    found = {
+        "tables": [path for path in [f"{RESULTS}/tables/gain.csv"] if Path(path).is_file() and Path(path).with_suffix(".md").is_file()],
+        "figures": [path for path in [f"{RESULTS}/figures/gain.png"] if Path(path).is_file() and Path(path).with_suffix(".svg").is_file()],
+    }
+    return {**found, "content": [content_hash(path) for paths in found.values() for path in paths]}
+
+
 rule page:
     input:
         runs=f"{RESULTS}/metrics/runs.csv",
@@ -423,6 +433,7 @@ rule page:
         trajectory=f"{RESULTS}/samples/trajectory.npz",
         provenance=expand(f"{RESULTS}/samples/{{run}}.json", run=RUNS.index),
         timings=f"{RESULTS}/timings.md",
+        manifest=f"{RESULTS}/manifest.json",
         # A study in a folder of its own has no ledger.
         ledger=["docs/ledger.md"] if Path("docs/ledger.md").is_file() else [],
     output:
@@ -430,12 +441,23 @@ rule page:
     params:
         seeds=PAGE["seeds"],
         sweep_seeds=PAGE["sweep_seeds"],
+        aside=lambda w: made_aside(),
         hashes=lambda w: {
             "U-Net": STUDY.weights_hash(),
             **{f"dag {stage}": code_hash(f"stages.{stage}") for stage in ("models", "sampling", "evaluation", "downstream")},
         },
         look=look("style", "intervals", "run_rows", "table_format", "table_distances", "table_downstream", "table_geometry")
-        + look("page_pictures", "page_tables", "page_summary", "page.html.j2", "page.css", "page.js", "page_cloud.js", "../assets/three/three.min.js"),
+        + look(
+            "page_brief",
+            "page_pictures",
+            "page_tables",
+            "page_summary",
+            "page.html.j2",
+            "page.css",
+            "page.js",
+            "page_cloud.js",
+            "../assets/three/three.min.js",
+        ),
         shown={key: config[key] for key in sorted(config)},
     script:
         "../scripts/page.py"

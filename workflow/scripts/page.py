@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import page_brief
 import page_pictures
 import page_summary
 import page_tables
@@ -40,6 +41,9 @@ NAMES = {
     "fig8": "Scale of guidance",
 }
 
+# Metrics of config/published.tsv for readers.
+PUBLISHED = {"dfid": "dFID", "abs_rel": "AbsRel", "delta1_percent": "δ<1.25 (%)"}
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -52,7 +56,10 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Sources:
-    """What the page is made of. tables: csv with the Markdown beside it. figures: png with the svg beside it. captions: rst by name."""
+    """What the page is made of. tables: csv with the Markdown beside it. figures: png with the svg beside it. captions: rst by name.
+
+    manifest: what `manifest.py` writes, the files that every table and figure was made from.
+    """
 
     config: dict
     runs: str
@@ -66,6 +73,7 @@ class Sources:
     provenance: Mapping[str, str] = field(default_factory=dict)
     timings: str | None = None
     ledger: str | None = None
+    manifest: str | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -74,7 +82,7 @@ def build(sources: Sources) -> str:
     config, runs = sources.config, pd.read_csv(sources.runs, keep_default_na=False).set_index("run")
     loaded = [page_tables.load(csv, Path(csv).with_suffix(".md")) for csv in sources.tables]
     tables = {table.name: table for table in sorted(loaded, key=_place)}
-    texts = _captions(sources.captions, config)
+    texts, made = _captions(sources.captions, config), _made_from(sources.manifest)
     viewers = {"gallery": page_pictures.gallery(runs, sources.gallery.samples, sources.gallery.judged, sources.gallery.count)}
     viewers["trajectory"] = page_pictures.trajectory(sources.trajectory)
     if sources.sweep and "fig8_scale" in tables:
@@ -86,9 +94,11 @@ def build(sources: Sources) -> str:
     page = environment.get_template("page.html.j2").render(
         config=config,
         summary=_summary(tables, runs, config),
-        tables=[{"table": table, "text": _caption(texts, table.name), "download": _csv_uri(table)} for table in tables.values()],
+        tables=[
+            {"table": table, "text": _caption(texts, table.name), "download": _csv_uri(table), "made": made.get(table.name, {})} for table in tables.values()
+        ],
         published=_published(sources.published, tables),
-        figures=[_figure(path, texts) for path in sources.figures],
+        figures=[{**_figure(path, texts, tables), "made": made.get(Path(path).stem, {})} for path in sources.figures],
         seeds=len(viewers["gallery"]["seeds"]),
         sweep="sweep" in viewers,
         protocol=_protocol(config, tables, runs),
@@ -110,7 +120,20 @@ def build(sources: Sources) -> str:
 def markdown(path: str | Path) -> str:
     """HTML of a Markdown file, its headings two levels lower; links to other files of the project become plain text, as the page is alone."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    html = parser.render(Path(path).read_text(encoding="utf-8"))
+    tokens = parser.parse(Path(path).read_text(encoding="utf-8"))
+    heads: list[str] = []
+    for token, content in zip(tokens, tokens[1:], strict=False):
+        # On a phone the cells of a row stand below one another, each with the name of its column.
+        if token.type == "thead_open":
+            heads, column = [], 0
+        elif token.type == "th_open":
+            heads.append(content.content)
+        elif token.type == "tr_open":
+            column = 0
+        elif token.type == "td_open":
+            token.attrSet("data-head", heads[column])
+            column += 1
+    html = parser.renderer.render(tokens, parser.options, {})
     html = re.sub(r'<a href="(?!https?:)[^"]*">(.*?)</a>', r"\1", html)
     html = re.sub(r"(</?h)([1-4])", lambda tag: f"{tag[1]}{int(tag[2]) + 2}", html)
     return html.replace("<table>", '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>').replace("</table>", "</table></div>")
@@ -145,11 +168,21 @@ def _caption(texts: Mapping[str, str], name: str) -> str:
     return next((texts[part] for part in (name, before, after) if part in texts), "")
 
 
-def _figure(path: str, texts: Mapping[str, str]) -> dict[str, str]:
-    """A figure with its title and caption."""
+def _figure(path: str, texts: Mapping[str, str], tables: Mapping[str, page_tables.ShownTable]) -> dict:
+    """A figure with its title, caption and size; one without a number of its own is called as the table of its name."""
     name = Path(path).stem
-    title = f"Fig. {name.removeprefix('fig')}: {NAMES[name]}" if name in NAMES else name.replace("_", " ").capitalize()
-    return {"name": name, "title": title, "uri": smallest(path), "text": texts.get(name, "")}
+    title = tables[name].caption if name in tables else name.replace("_", " ").capitalize()
+    if name in NAMES:
+        title = f"Fig. {name.removeprefix('fig')}: {NAMES[name]}"
+    with Image.open(path) as picture:
+        width, height = picture.size
+    return {"name": name, "title": title, "uri": smallest(path), "text": texts.get(name, ""), "width": width, "height": height}
+
+
+def _made_from(manifest: str | None) -> dict[str, dict[str, str]]:
+    """By name of a table or figure: the files that it was made from, with the SHA-256 of each."""
+    records = json.loads(Path(manifest).read_text(encoding="utf-8"))["records"] if manifest else []
+    return {Path(output).stem: record["inputs"] for record in records for output in record["outputs"]}
 
 
 def _colours() -> str:
@@ -181,12 +214,15 @@ def _records(runs: pd.DataFrame, provenance: Mapping[str, dict]) -> dict[str, di
 
 def _summary(tables: Mapping[str, page_tables.ShownTable], runs: pd.DataFrame, config: dict) -> dict:
     """Headline, findings by verdict, and the differences of table 1 or 2 as bars on a common scale."""
-    found = page_summary.findings(tables, runs, config["heads"]["guide"], _pairs(config["downstream"], runs))
+    pairs = _pairs(config["downstream"], runs)
+    found = page_summary.findings(tables, runs, config["heads"]["guide"], pairs)
     first = next((tables[name] for name in ("table1_guidance", "table2_guidance") if name in tables), None)
     shown = page_summary.differences(first, runs) if first else []
     bars = [_bars(metric, [d for d in shown if d.metric == metric]) for metric in dict.fromkeys(d.metric for d in shown)]
     return {
         "headline": page_summary.headline(shown) if shown else "",
+        "brief": page_brief.brief(tables, runs, config, pairs),
+        "samples": int(first.frame["n"].max()) if first else None,
         "bars": bars,
         "findings": {verdict: [f for f in found if f.verdict == verdict] for verdict in page_summary.VERDICTS},
         "verdicts": page_summary.VERDICTS,
@@ -232,9 +268,12 @@ def _bars(metric: str, rows: list[page_summary.Difference]) -> dict:
 def _published(path: str, tables: Mapping[str, page_tables.ShownTable]) -> dict | None:
     """The authors' own numbers, for the tables that this study has."""
     shown = page_tables.load(path, separator="\t")
+    at = {name: shown.heads.index(name) for name in ("table", "metric", "value")}
     present = {name.partition("_")[0] for name in tables}
-    at = shown.heads.index("table")
-    rows = [row for row in shown.rows if row[at].text in present]
+    for row in shown.rows:
+        row[at["value"]] = page_tables.Cell(row[at["value"]].raw[0], row[at["value"]].raw)  # as it was published, not rounded with the others
+        row[at["metric"]] = page_tables.Cell(PUBLISHED.get(row[at["metric"]].text, row[at["metric"]].text), row[at["metric"]].raw)
+    rows = [row for row in shown.rows if row[at["table"]].text in present]
     return {"heads": shown.heads, "numeric": shown.numeric, "rows": rows} if rows else None
 
 
@@ -292,8 +331,8 @@ if job := globals().get("snakemake"):  # set by the rule's `script:`
         Sources(
             config=job.config,
             runs=files.runs,
-            tables=files.tables,
-            figures=files.figures,
+            tables=[*files.tables, *job.params.aside["tables"]],
+            figures=[*files.figures, *job.params.aside["figures"]],
             captions=files.captions,
             published=files.published,
             gallery=pictures(files.samples, files.judged, job.params.seeds),
@@ -302,6 +341,7 @@ if job := globals().get("snakemake"):  # set by the rule's `script:`
             provenance=_by_name(files.provenance),
             timings=files.timings,
             ledger=next(iter(files.ledger), None),
+            manifest=files.manifest,
             hashes=job.params.hashes,
         )
     )

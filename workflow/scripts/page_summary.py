@@ -65,11 +65,12 @@ def differences(table: ShownTable, runs: pd.DataFrame) -> list[Difference]:
         if not set(names) <= set(frame.columns):
             continue
         digits = digits_of(frame, metric)
-        values = {(row[table.key], row.get("of")): row for row in frame.to_dict("records")}
+        # A run is in a table once, or once for every set of features and every U-Net.
+        values = {(row[table.key], row.get("of"), row.get("images")): row for row in frame.to_dict("records")}
         for said, row in zip(labels, frame.to_dict("records"), strict=True):
             if any(pd.isna(row[name]) for name in names):
                 continue
-            baseline = values.get((row.get("baseline"), row.get("of")))
+            baseline = values.get((row.get("baseline"), row.get("of"), row.get("images")))
             diff, low, high = (float(row[name]) for name in names[1:])
             between = f"{signed(diff, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
             texts = with_interval(row, metric, digits), with_interval(baseline, metric, digits) if baseline else "", between
@@ -85,7 +86,7 @@ def _labels_of(table: ShownTable, runs: pd.DataFrame) -> list[str]:
     for row in rows:
         words = next((row[column] for column in ("what", "changed") if isinstance(row.get(column), str)), None)
         name = words or label(str(row[table.key]), own)
-        said.append(f"{name}, {row['of'].lower()}" if "of" in row else name)
+        said.append(name + (f", {row['of'].lower()}" if "of" in row else "") + (f", U-Net of {row['images']:,} images" if "images" in row else ""))
     return [name if said.count(name) == 1 and "what" not in row else f"{name}, run {row[table.key]}" for name, row in zip(said, rows, strict=True)]
 
 
@@ -140,11 +141,21 @@ def _told(table: ShownTable, found: list[Difference]) -> Iterator[Finding]:
         for verdict in VERDICTS:
             those = [d for d in rows if d.verdict == verdict]
             if those:
-                best = (min if metric in LOWER else max)(those, key=lambda d: d.diff)
-                yield Finding(verdict, f"{NAMES[metric]}: {len(those)} of {len(rows)} runs; the best of them {best.label}", best.numbers, table.name)
+                word, chosen = ("worst", worst(those)) if verdict == WORSE else ("best", best(those))
+                which = chosen.label if len(those) == 1 else f"the {word} of them {chosen.label}"
+                yield Finding(verdict, f"{NAMES[metric]}: {len(those)} of {len(rows)} runs{';' if len(those) > 1 else ','} {which}", chosen.numbers, table.name)
 
 
-def _apart(first: Mapping, second: Mapping, metric: str) -> str:
+def best(found: list[Difference]) -> Difference:
+    """The difference, of one metric, that gained most."""
+    return (min if found[0].metric in LOWER else max)(found, key=lambda d: d.diff)
+
+
+def worst(found: list[Difference]) -> Difference:
+    return (max if found[0].metric in LOWER else min)(found, key=lambda d: d.diff)
+
+
+def apart(first: Mapping, second: Mapping, metric: str) -> str:
     """Verdict on the first of two rows by their intervals; noise where one has none."""
     if first[f"{metric}_high"] < second[f"{metric}_low"]:
         return BETTER if metric in LOWER else WORSE
@@ -157,7 +168,7 @@ def _compared(table: ShownTable, what: str, first: Mapping, second: Mapping, met
     """Two rows of a table beside each other."""
     digits = digits_of(table.frame, metric)
     one, other = (with_interval(row, metric, digits) for row in (first, second))
-    return Finding(_apart(first, second, metric), f"{NAMES[metric]}: {what}", f"{one} against {other}", table.name)
+    return Finding(apart(first, second, metric), f"{NAMES[metric]}: {what}", f"{one} against {other}", table.name)
 
 
 def _blocks(table: ShownTable) -> Iterator[Finding]:
@@ -168,7 +179,7 @@ def _blocks(table: ShownTable) -> Iterator[Finding]:
     constant = rows[rows["head"] == "constant"].to_dict("records")
     if heads and constant:
         best = min(heads, key=lambda row: row["abs_rel"])
-        readable = sum(_apart(row, constant[0], "abs_rel") == BETTER for row in heads)
+        readable = sum(apart(row, constant[0], "abs_rel") == BETTER for row in heads)
         which = f"depth read from block {int(best['block'])}, the best of {len(heads)}, at t = {level}, against one constant map, which {readable} blocks beat"
         yield _compared(table, which, best, constant[0])
 

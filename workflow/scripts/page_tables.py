@@ -59,7 +59,8 @@ class ShownTable:
     @property
     def short(self) -> str:
         """The part of the caption that names it ("Table 1")."""
-        return self.caption.partition(":")[0] if ":" in self.caption[:30] else self.name.replace("_", " ")
+        name = self.caption.partition(":")[0]
+        return name if len(name) <= 30 else self.name.replace("_", " ").capitalize()
 
 
 def load(csv: str | Path, markdown: str | Path | None = None, separator: str = ",") -> ShownTable:
@@ -81,7 +82,7 @@ def title(column: str) -> str:
     """The name of a csv column for readers."""
     if column in TITLES:
         return TITLES[column]
-    for suffix, words in (("_diff", "Δ{}"), ("_p", "p of Δ{}")):
+    for suffix, words in (("_diff", "Δ{}"), ("_p", "p of Δ{}"), ("_n", "n of {}")):
         if column.endswith(suffix) and column.removesuffix(suffix) in NAMES:
             return words.format(NAMES[column.removesuffix(suffix)])
     return _OTHERS.get(column, column)
@@ -89,7 +90,7 @@ def title(column: str) -> str:
 
 def signed(number: float, digits: int) -> str:
     """A difference as text."""
-    return f"{number:+.{digits}f}".replace("-", "−")
+    return f"{number:+,.{digits}f}".replace("-", "−")
 
 
 def with_interval(row: Mapping, name: str, digits: int, sign: bool = False) -> str:
@@ -114,7 +115,8 @@ def _columns(frame: pd.DataFrame):
         base = name.removesuffix("_diff")
         measured = base != name and base in frame
         digits = 3 if name.endswith("_p") or name == "seconds_per_sample" else None
-        column = Column(name, name, interval, digits, digits_of=base if measured else None, signed=measured)
+        chance = f"{base}_p" if measured and interval and f"{base}_p" in frame else None
+        column = Column(name, name, interval, digits, digits_of=base if measured else None, signed=measured, p=chance)
         yield title(name), parts, column.texts(frame)
 
 
