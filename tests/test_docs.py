@@ -63,6 +63,13 @@ def test_a_document_names_what_exists(document):
     assert not [link for link in links if not (document.parent / link).exists()]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_name_is_in_the_file_that_is_named_with_it(document):
+    """ "`guided` in `dag/stages/sampling.py`": recipes lead to where they say."""
+    for name, file in re.findall(r"`(\w+)` (?:in|of)\s`((?:dag|workflow)/[\w/]+\.py)`", document.read_text(encoding="utf-8")):
+        assert name in _members(ast.parse((ROOT / file).read_text(encoding="utf-8")).body), (name, file)
+
+
 def test_the_method_names_its_code():
     assert len(set(re.findall(r"`(dag\.[\w.]+)`", (ROOT / "docs" / "method.md").read_text()))) > 30
 

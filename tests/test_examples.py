@@ -11,6 +11,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+import dag.networks
+from dag import Recipe
+from dag.data.rooms import render
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -44,3 +48,15 @@ def test_floor_plane(guided, monkeypatch, capsys):
     run(monkeypatch, "floor_plane.py", str(guided))
     unguided, with_term = map(float, re.findall(r"guided: ([0-9.]+) of the mean", capsys.readouterr().out))
     assert with_term < 0.95 * unguided
+
+
+def test_the_readmes_example(monkeypatch):
+    """The text as it stands, given what it calls images and depth; its trainings are two steps long."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert len(code.splitlines()) <= 20
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(dag.networks, "Recipe", lambda **given: Recipe(**{**given, "steps": 2}))
+    images, depth, _ = render(range(1_000_000, 1_000_020), 32)
+    names = {"images": images, "depth": depth}
+    exec(compile(code, "README.md", "exec"), names)
+    assert [picture.size for picture in names["pictures"]] == [(32, 32)] * 4
