@@ -46,6 +46,11 @@ def test_a_finished_study_has_nothing_to_do(study):
     assert "Nothing to be done" in again.stderr + again.stdout
 
 
+def test_a_finished_study_is_whole(study):
+    done = subprocess.run([sys.executable, "-m", "dag", "verify", "results/smoke"], cwd=study, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_changed_row_reruns_what_depends_on_it_alone(study):
     sheet = study / "config" / "runs" / "smoke.tsv"
     text = sheet.read_text()

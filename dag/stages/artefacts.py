@@ -51,7 +51,7 @@ def content_hash(path: str | Path) -> str:
     """SHA-256 of a file; of a folder, of the names and hashes of all its files."""
     path = Path(path)
     if path.is_dir():
-        parts = [f"{file.relative_to(path)} {content_hash(file)}" for file in sorted(path.rglob("*")) if file.is_file()]
+        parts = [f"{file.relative_to(path)} {content_hash(file)}" for file in _files(path)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -60,7 +60,12 @@ def content_hash(path: str | Path) -> str:
 def size(path: str | Path) -> int:
     """Bytes of a file, or of all files of a folder."""
     path = Path(path)
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    return sum(file.stat().st_size for file in _files(path)) if path.is_dir() else path.stat().st_size
+
+
+def _files(folder: Path) -> list[Path]:
+    """All that a stage wrote into a folder: Snakemake dates a folder by an empty file of its own."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != ".snakemake_timestamp")
 
 
 def _module_file(module: str) -> Path | None:
