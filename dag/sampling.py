@@ -175,6 +175,8 @@ def sample_ddpm(
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance is {variance!r}, expected one of {VARIANCES}")
+    if clip not in (True, False):
+        raise ValueError(f"clip is {clip!r}, expected True or False: DDPM has no eps to keep, 'pred_xstart' is DDIM's")
     chain = diffusion.respaced(timesteps)
 
     def transition(index: int, prediction: Prediction) -> Transition:

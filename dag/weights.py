@@ -212,6 +212,8 @@ def _load_diffusers(folder: Path) -> tuple[UNet2DModel, dict, Path]:
 def _scheduler_settings(config: dict, file: Path | None) -> dict:
     if config.get("trained_betas") is not None:
         raise ValueError(f"{file}: has trained_betas, expected betas given by beta_schedule, beta_start and beta_end")
+    if config.get("rescale_betas_zero_snr"):
+        raise ValueError(f"{file}: has rescale_betas_zero_snr, expected betas as beta_schedule gives them")
     if "_class_name" in config and "beta_start" not in config:
         raise ValueError(f"{file}: a {config['_class_name']} without betas, expected a discrete diffusion such as DDPMScheduler")
     settings = {

@@ -367,7 +367,7 @@ def test_float32_and_repeated_runs():
 
 
 def test_guidance_strength_measures_what_the_rule_took():
-    steps = []
+    steps, chain = [], DIFFUSION.respaced(respace(1000, 5, "ddpm"))
     run("ddim", ConvPredictor(2.0), [1, 2], rule="score", steps=5, clip=False, callback=steps.append)
     for step in steps:
         strength = guidance_strength(step)
@@ -376,7 +376,9 @@ def test_guidance_strength_measures_what_the_rule_took():
         expected = (1 - abar) ** 0.5 * norm(step.prediction.grad) / norm(step.prediction.eps)
         torch.testing.assert_close(strength["shift_over_eps"].double(), expected, rtol=1e-5, atol=0)
         torch.testing.assert_close(strength["grad_rms"].double(), norm(step.prediction.grad) / 192**0.5, rtol=1e-5, atol=0)
-        torch.testing.assert_close(strength["shift_over_std"].double(), norm(step.shift) / step.std / 192**0.5, rtol=1e-5, atol=0)
+        std = np.exp(chain.posterior_log_variance[step.index] / 2)  # clipped: that of the last step is not 0
+        torch.testing.assert_close(strength["shift_over_std"].double(), norm(step.shift) / std / 192**0.5, rtol=1e-5, atol=0)
+        assert strength["shift_over_std"].isfinite().all()
     run("ddpm_learned", ConvPredictor(None), [1, 2], callback=lambda step: steps.append(guidance_strength(step)))
     assert all(float(v.abs().max()) == 0 for v in steps[-1].values())
 
@@ -414,6 +416,7 @@ def test_a_step_that_overflows_and_a_bad_start_are_named():
         (sample_ddpm, {"variance": "large"}, "variance is 'large'.*fixed_large"),
         (sample_ddpm, {"variance": "learned"}, "has no log_variance"),
         (sample_ddim, {"clip": "eps"}, "clip is .eps.*pred_xstart"),
+        (sample_ddpm, {"clip": "pred_xstart"}, "clip is 'pred_xstart', expected True or False"),
         (sample_ddim, {"eta": 1.5}, "eta is 1.5.*0 to 1"),
         (sample_ddim, {"eta": float("nan")}, "eta is nan"),
         (sample_ddim, {"timesteps": [40, 0]}, "ascending"),

@@ -235,6 +235,7 @@ def rewrite(file, **changes) -> None:
     [
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type is 'flow', expected one of epsilon"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "has trained_betas"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "has rescale_betas_zero_snr"),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "a UNet2DConditionModel, expected a UNet2DModel"),
         ("unet/config.json", {"num_class_embeds": 10}, "class-conditional"),
         ("unet/config.json", {"down_block_types": ["NoBlock2D", "DownBlock2D"]}, "NoBlock2D"),
