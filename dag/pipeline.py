@@ -70,6 +70,8 @@ class DepthAwareGuidancePipeline(DiffusionPipeline):
     def from_pretrained(cls, folder: str | Path, **options) -> DepthAwareGuidancePipeline:
         """As DiffusionPipeline.from_pretrained, from a folder or the hub; a latent or text-conditional model, and a U-Net alone, are refused."""
         index = Path(folder) / "model_index.json"
+        if Path(folder).is_absolute() and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder, expected a pipeline's, or a model's name on the hub")
         if Path(folder).is_dir() and not index.is_file():
             raise ValueError(f"{index}: missing, expected a pipeline's folder; DepthAwareGuidancePipeline.from_files reads a U-Net alone")
         check_pixel_space(cls.load_config(folder, **{key: options[key] for key in _OF_THE_HUB & options.keys()}), index if index.is_file() else folder)

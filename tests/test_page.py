@@ -277,6 +277,14 @@ def test_controls_that_help_are_counted_without_the_guidance_itself(low, high, e
     assert found.what == expected
 
 
+def test_a_control_that_improves_is_told_as_one():
+    import page_summary
+
+    runs = pd.DataFrame({"run": ["baseline"], "w_dc": 0, "w_dp": 0, "sampler": "ddim"}).set_index("run")
+    found = page_summary.findings({"controls": controls([-9, -1, -2, -4], [-8, 1, 2, -1])}, runs, 10, {})
+    assert [f.what for f in found if f.verdict == "better"] == ["dFID: guided, run s_default", "dFID: control: 63 steps, run equal_compute"]
+
+
 def test_of_many_that_got_worse_the_worst_is_told():
     import page_summary
 

@@ -248,6 +248,11 @@ def test_other_kinds_of_models_are_refused(folder):
             DepthAwareGuidancePipeline(unet, scheduler)
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder, expected a pipeline's"):
+        DepthAwareGuidancePipeline.from_pretrained(tmp_path / "nowhere")
+
+
 def test_a_u_net_alone_is_read_from_its_files(folder, tmp_path):
     UNet2DModel(**ARCHITECTURE).save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"model_index.json: missing, expected a pipeline's folder; DepthAwareGuidancePipeline.from_files reads a U-Net alone"):

@@ -6,7 +6,7 @@ the two numbers are known, they must not overlap, which is the stricter test. Wh
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from page_pictures import kind, weights
@@ -133,6 +133,8 @@ def findings(tables: Mapping[str, ShownTable], runs: pd.DataFrame, guide_labels:
 
 def _told(table: ShownTable, found: list[Difference]) -> Iterator[Finding]:
     """A finding for each difference, or for each verdict where they are many."""
+    if table.name == "controls":  # what improves without guidance must not read as if guidance did it
+        found = [d if d.label.startswith("guided") else replace(d, label=f"control: {d.label}") for d in found]
     for metric in dict.fromkeys(d.metric for d in found):
         rows = [d for d in found if d.metric == metric]
         if len(rows) <= _FEW:
