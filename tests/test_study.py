@@ -91,6 +91,7 @@ def test_a_config_that_cannot_run_is_refused(changes, expected):
         ({"without": "sweep_dc30"}, ["'dcg'", "best", "fig8"]),
         ({"run": "dpg", "first_seed": "10000"}, ["'dpg'", "sweep_baseline", "seeds"]),
         ({"run": "dpg", "variant": "layers9"}, ["'dpg'", "variant is 'layers9'", "layers1, linear"]),
+        ({"run": "dpg", "tables": "table2"}, ["rows are of table1 and of table2", "expected one of them"]),
     ],
 )
 def test_a_run_that_cannot_run_is_refused(tmp_path, edit, expected):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dag.stages.artefacts import write_csv, write_provenance, writing
 from dag.stages.data import read
+from dag.stages.sheet import compared_in
 from dag.stages.study import Study
 
 
@@ -81,7 +82,6 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
 # What a distance compares: the judge's depth, the depth that the guidance's own strong head reads, the image, and the depth of the second judge, if any.
 SECOND = "second_features"
 FEATURES = {"dfid": "depth_features", "dfid_strong": "strong_features", "fid": "image_features", "dfid_second": SECOND}
-COMPARISONS = {"table1", "table2"}
 # How often labels are swapped for a p, where evaluation.permutations does not say.
 PERMUTATIONS = 999
 # Other distances, for the runs that these tables compare: features and metric. Less resampling, for what they cost.
@@ -158,7 +158,7 @@ def _distances(study: Study, names: list[str]) -> Iterator[tuple[str, str, str, 
     for metric, key in compared(study).items():
         yield from ((name, metric, key, "fd", often) for name in names)
     seldom = {key: min(often[key], most) for key, most in _MOST_RESAMPLED.items()}
-    shown = [name for name in names if name == "real" or COMPARISONS & set(study.runs.tables[name].split(","))]
+    shown = [name for name in names if name == "real" or compared_in([study.runs.tables[name]])]
     for metric, (key, kind) in OTHERS.items():
         # Extrapolating costs fifteen distances for one: its difference has an interval, but no p.
         options = {"resamples": min(often["resamples"], 100), "permutations": 0} if kind == "fd_infinity" else seldom

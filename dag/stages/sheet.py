@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +11,8 @@ import pandas as pd
 from dag.stages.validation import StudyError, validate
 
 GUIDED = ("w_dc", "w_dp")
+# The comparison of guidances: the paper has one table for each of its two domains, a study one of them.
+COMPARISONS = ("table1", "table2")
 # What a sheet need not have a column for.
 _DEFAULTS = {"control": "none", "variant": "none"}
 
@@ -34,6 +36,8 @@ def read_sheet(config: Mapping, source: str) -> pd.DataFrame:
     names = [r["run"] for r in rows]
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise StudyError(f"{path}: the run names {twice} appear more than once")
+    if len(tables := compared_in(r["tables"] for r in rows)) > 1:
+        raise StudyError(f"{path}: rows are of {' and of '.join(tables)}, expected one of them: a study compares guidances in one table")
     for row in rows:
         _check_run(config, row, f"{path}: row {row['run']!r}")
     _check_best(path, rows)
@@ -73,6 +77,12 @@ def _check_best(path: Path, rows: list[dict]) -> None:
             raise StudyError(f"{where}: a weight is 'best', but no row of fig8 has guidance {kind} alone to find it")
         if shared := [r["run"] for r in sweep if max(r["first_seed"], row["first_seed"]) < min(r["first_seed"] + r["n"], row["first_seed"] + row["n"])]:
             raise StudyError(f"{where}: its weights are found by {shared[0]!r}, which has some of the same seeds; rows of fig8 need seeds of their own")
+
+
+def compared_in(tables: Iterable[str]) -> list[str]:
+    """Which of COMPARISONS cells of the column `tables` name."""
+    found = {table for cell in tables for table in cell.split(",")}
+    return [table for table in COMPARISONS if table in found]
 
 
 def in_sweep(tables: str) -> bool:
