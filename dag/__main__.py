@@ -60,17 +60,27 @@ STAGES = {
 ON_DEVICE = {"pretrain", "features", "heads", "prior", "judge", "sample", "trajectory", "describe", "known_answers", "downstream", "label"}
 # Of these, trainings that several processes may share, each on a GPU of its own; with the config section that says how many.
 SHARED = {"pretrain": "unet", "prior": "prior"}
+# Stages that take the same step again and again.
+SAMPLING = {"sample", "trajectory", "picture"}
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(large: bool = False) -> None:
     """Let this process keep what it frees instead of handing it back to the system at once.
 
     Tensors of a few MB come and go thousands of times; by default glibc gives their pages back each time and the kernel clears new
     ones for the next, which costs a guided step 15 % of its CPU time. Elsewhere than on glibc nothing happens.
+
+    large: keep tensors over 32 MB as well, those of pictures of 256x256. For a process that takes one step again and again; where
+    arrays of many sizes come and go, the holes between them would add up.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    if mallopt is None:
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX of malloc.h
+    if large:
+        mallopt(trim_threshold, -1)  # never
+        mallopt(mmap_max, 0)
+    else:
         mallopt(trim_threshold, 512 * 2**20)
         mallopt(mmap_threshold, 32 * 2**20)  # the most that every version of glibc takes
 
@@ -147,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "sample" and any(word.startswith("--model") for word in argv):
         name = "picture"  # samples of a model by itself, not of a run of a study
     collect_seldom()
-    keep_freed_memory()
+    keep_freed_memory(large=name in SAMPLING)
     from dag.stages.resources import processes
     from dag.stages.study import Study
 

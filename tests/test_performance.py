@@ -26,16 +26,19 @@ def test_benchmark_of_the_guided_step(tmp_path):
 
 PAGE_FAULTS = """
 import resource
+import sys
 import numpy as np
 from dag.__main__ import keep_freed_memory
 
+megabytes, count, large = (int(word) for word in sys.argv[1:])
+
 def faults():
     for _ in range(5):
-        arrays = [np.ones(2**19) for _ in range(4)]
+        arrays = [np.ones(megabytes * 2**17) for _ in range(count)]
         del arrays
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-keep_freed_memory()
+keep_freed_memory(large=bool(large))
 faults()
 before = faults()
 print(faults() - before)
@@ -43,7 +46,9 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told to keep memory")
-def test_freed_memory_is_kept():
-    """Arrays of 4 MiB (1,024 pages each) come and go without new pages."""
-    found = subprocess.run([sys.executable, "-c", PAGE_FAULTS], check=True, capture_output=True, text=True, cwd=ROOT)
+@pytest.mark.parametrize(("megabytes", "count", "large"), [(4, 4, False), (40, 14, True)])
+def test_freed_memory_is_kept(megabytes, count, large):
+    """Arrays come and go without new pages, of which 1 MiB has 256: those of a small step, and such as are mapped one by one and more than are trimmed."""
+    command = [sys.executable, "-c", PAGE_FAULTS, *(str(int(word)) for word in (megabytes, count, large))]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     assert int(found.stdout) < 100
