@@ -90,17 +90,22 @@ def in_processes(function: Callable, processes: int, *arguments) -> None:
             raise
 
 
+def place(rank: int, processes: int, gpus: int) -> tuple[int, str]:
+    """(number of its GPU, or of itself where there is none; backend) of a process. NCCL refuses two processes on one GPU."""
+    return (rank % gpus if gpus else rank), ("nccl" if gpus >= processes else "gloo")
+
+
 def _member(rank: int, processes: int, folder: str, function: Callable, arguments: tuple) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     gpus = torch.cuda.device_count()
-    local = rank % gpus if gpus else rank
+    local, backend = place(rank, processes, gpus)
     if gpus:
         torch.cuda.set_device(local)
     # What accelerate knows its processes by; without the last it would choose a number of threads of its own.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
     # The meeting place is a file, not a port that another training may have.
-    dist.init_process_group("nccl" if gpus >= processes else "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     try:
         function(rank, *arguments)
     except _USER_ERRORS as error:

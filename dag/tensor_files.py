@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,8 @@ def require(path: Path) -> None:
 
 
 def line(error: Exception) -> str:
-    """The first line of an error's message: some run to a page."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """The first sentence of an error's message: some run to a page."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
 
 
 def _load(path: Path, device: str) -> dict[str, Tensor]:
@@ -87,6 +88,8 @@ def _load(path: Path, device: str) -> dict[str, Tensor]:
         try:
             state = torch.load(file, map_location=device, weights_only=True)
         except _UNREADABLE as error:
+            if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+                raise ValueError(f"{path}: holds more than tensors, which could run code and is not read; expected a state dict: tensors by name") from None
             size = path.stat().st_size
             raise ValueError(f"{path}: not a whole PyTorch file of tensors ({line(error)}); {size} bytes found, copy or download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -10,12 +10,16 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 ADM_MINI = {"width": 32, "mult": (1, 1, 2), "blocks": 2, "factors": (2, 4)}
 ADM_MINI_FLAGS = {
@@ -113,6 +117,47 @@ def write_adm(path: Path, flags: dict | None = None, **architecture) -> Path:
     return path
 
 
+def write_ddpm(folder: Path, kind: str = "bin") -> UNet2DModel:
+    """A tiny model in the layout of google/ddpm-church-256: files side by side, no index, a config of diffusers 0.1, old names of attention."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    config = {
+        "act_fn": "silu",
+        "attention_head_dim": None,
+        "block_out_channels": [32, 32, 64],
+        "center_input_sample": False,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "in_channels": 3,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 16,
+        "time_embedding_type": "positional",
+        "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    }
+    torch.manual_seed(0)
+    unet = UNet2DModel(**config).eval()
+    state = unet.state_dict()
+    for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+        state = {key.replace(f".{new}.", f".{old}."): value for key, value in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "bin":
+        torch.save(state, folder / "diffusion_pytorch_model.bin")
+    else:
+        from safetensors.torch import save_file
+
+        save_file(state, folder / f"diffusion_pytorch_model.{kind}")
+    scheduler = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000, "trained_betas": None}
+    (folder / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", "_diffusers_version": "0.1.0", **config}))
+    (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "clip_sample": True, **scheduler}))
+    return unet
+
+
 class _Layers(nn.Module):
     """2048 numbers of a normalised picture: the mean of each channel, then pixels of it made small, one left out so that no mean follows from them."""
 
@@ -205,9 +250,10 @@ def write_nyu(folder: Path) -> Path:
 
 
 def write_all(folder: Path) -> None:
-    """Everything that config/paper-mini.yaml names."""
+    """Everything that config/paper-mini.yaml and config/runs/paper-mini-church.yaml name."""
     folder.mkdir(parents=True, exist_ok=True)
     write_adm(folder / "lsun_bedroom.pt", ADM_MINI_FLAGS, **ADM_MINI)
+    write_ddpm(folder / "ddpm-church-256")
     for split, n in (("train", 64), ("val", 8)):
         images = drawn_pictures(n + 64)[-n:]
         write_lmdb(folder / "lsun" / f"bedroom_{split}_lmdb", {f"{i:040x}".encode(): encoded(image, "webp") for i, image in enumerate(images)})

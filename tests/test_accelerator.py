@@ -89,3 +89,15 @@ def test_the_device_is_the_machine_s(monkeypatch):
     assert accelerator.here() == GPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert accelerator.here() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_matrices_are_multiplied_in_tf32_on_a_gpu_alone(monkeypatch, gpu):
+    before = torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        assert accelerator.here().type == ("cuda" if gpu else "cpu")
+        assert torch.backends.cuda.matmul.allow_tf32 == gpu
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

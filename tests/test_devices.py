@@ -20,16 +20,16 @@ HOLD = """
 import os, sys, time
 from pathlib import Path
 from dag.devices import reserved
-with reserved("auto", Path(sys.argv[1])) as device:
+with reserved("auto", Path(sys.argv[1]), int(sys.argv[2])) as device:
     print(device, os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.read()
 """
 
 
-def hold(folder: Path, visible: str) -> subprocess.Popen:
+def hold(folder: Path, visible: str, count: int = 1) -> subprocess.Popen:
     """A job that keeps its device until it is killed or its input ends."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": visible, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", HOLD, str(folder)]
+    command = [sys.executable, "-c", HOLD, str(folder), str(count)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -65,6 +65,29 @@ def test_devices_of_the_machine_are_shared_out_where_nothing_is_given(tmp_path, 
         patch.delenv("CUDA_VISIBLE_DEVICES")
         with reserved("gpu", tmp_path) as other:
             assert (one, other) == ("0", "1")
+
+
+def test_several_devices_are_taken_together_or_not_at_all(tmp_path, monkeypatch):
+    """Whoever waits for more than are free holds none meanwhile."""
+    four = "0,1,2,3"
+    one = hold(tmp_path, four, 2)
+    assert one.stdout.readline().split() == ["0,1", "0,1"]
+    waiting = hold(tmp_path, four, 3)
+    assert "waiting for 3 of the devices 0, 1, 2, 3" in waiting.stderr.readline()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", four)
+    with reserved("gpu", tmp_path, 2) as two:
+        assert two == os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+    one.communicate("")
+    assert waiting.stdout.readline().split() == ["0,1,2", "0,1,2"]
+    waiting.communicate("")
+
+
+@pytest.mark.parametrize(("visible", "device"), [("3,4", "3,4"), ("5", "5"), ("", "")])
+def test_as_many_devices_as_are_wanted_or_fewer_are_taken_as_they_are(tmp_path, monkeypatch, visible, device):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with reserved("auto", tmp_path, 2) as taken:
+        assert taken == device
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("visible", "found"), [(None, "this machine has no NVIDIA device"), ("", "CUDA_VISIBLE_DEVICES is ''")])

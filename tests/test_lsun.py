@@ -109,6 +109,9 @@ def test_pictures_that_do_not_decode_are_counted_listed_and_left_out(damaged):
     assert sorted(found.ids) == [*range(4), *range(7, 24)]
     assert sorted(source.unreadable) == [f"{damaged}: {i:040x}.{kind}" for i, kind in ((4, "webp"), (5, "jpeg"), (6, "webp"))]
     assert all("not a readable picture" in reason for reason in source.unreadable.values())
+    again = LSUN(damaged, corrupt=0.2)
+    again.squares(np.arange(24), 8)
+    assert again.unreadable == source.unreadable  # which the provenance holds: no address of an object in memory
     with pytest.raises(ValueError, match=r"church_val_lmdb: 0{39}[456]\.\w+: not a readable picture .*; 3 of \d+ pictures .* domain\.corrupt = 0\.1 of 24"):
         LSUN(damaged, corrupt=0.1).squares(np.arange(24), 8)
     with pytest.raises(ValueError, match=r"not a readable picture .*; 1 of \d+ pictures so far are not readable, more than the share"):

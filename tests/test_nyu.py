@@ -168,7 +168,12 @@ def test_a_spoilt_matlab_file_is_refused(folder, change, expected):
     [
         ("nowhere", "test", FileNotFoundError, "nowhere: no such file or folder"),
         ("depth", "test", FileNotFoundError, "rgb: no such folder; expected nyu_depth_v2_labeled.mat"),
-        ("splits.mat", "test", ValueError, "splits.mat: not a readable HDF5 file"),
+        (
+            "splits.mat",
+            "test",
+            ValueError,
+            r"splits.mat: not a readable HDF5 file \(a MATLAB 5 file, as splits.mat is\); expected the labelled set, nyu_depth_v2_labeled.mat",
+        ),
         ("", "val", ValueError, "'val' is no split of NYU-Depth v2, expected one of train, test"),
     ],
 )

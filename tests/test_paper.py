@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,12 @@ import pytest
 import torch
 import yaml
 from conftest import checkout
-from standins import write_all
+from diffusers.models.unets.unet_2d import UNet2DModel
+from standins import ADM_MINI_FLAGS, write_all, write_lmdb
 
+from dag.stages.counting import Counted
+from dag.stages.planning import costs
+from dag.stages.study import Study
 from dag.weights import sha256
 
 ROOT = Path(__file__).parent.parent
@@ -37,11 +42,19 @@ def counts(output: str) -> dict[str, int]:
     return {line.split()[0]: int(line.split()[1]) for line in table.group(1).splitlines()[2:]}
 
 
-def test_50000_samples_are_the_same_runs():
+def test_50000_samples_are_the_same_runs_and_the_sweep_stays_as_published():
     for study in ("paper", "paper-church"):
         few, many = (pd.read_csv(ROOT / "config" / "runs" / f"{study}{more}.tsv", sep="\t") for more in ("", "50k"))
         assert few.drop(columns="n").equals(many.drop(columns="n"))
-        assert dict(zip(few.n, many.n, strict=True)) == {5000: 50000, 1000: 5000}
+        assert set(few.n) == {5000}
+        assert [50000 if tables != "fig8" else 5000 for tables in many.tables] == many.n.to_list()
+
+
+def planned(study: str, section: int) -> dict[str, int]:
+    """{stage: jobs} of the committed plan. section: 1 for the first size of the study, 2 for the other."""
+    text = (ROOT / "docs" / f"{study}-scale.md").read_text().split(" samples a run\n")[section]
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| ")]
+    return {stage.strip(): int(jobs) for stage, jobs in rows[1:]}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +73,15 @@ def test_the_study_is_planned_with_no_asset_present(tmp_path, study, more, optio
     assert (found["describe"], found["convert_unet"], found["prior"]) == (len(runs) + 2, 1, 5)
     assert not {"fetch", "fetch_asset", "train_unet"} & found.keys()
     assert set(runs.query("tables.str.contains('table[12]')")["n"]) == {50000 if more else 5000}
+    # The plan that is committed counts the same jobs.
+    jobs = planned(study, 2 if more else 1)
+    assert jobs.pop("**all**") == sum(jobs.values())
+    rules = dict.fromkeys(("prepare", "label", "heads", "judge", "join", "trajectory", "describe", "moments", "measure", "downstream"))
+    assert {rule: jobs[rule] for rule in rules} == {rule: found[rule] for rule in rules}
+    several = {"features": ("features", "validation_features"), "prior": ("prior",), "sample": ("sample", "sample_shard")}
+    for stage, names in several.items():
+        assert sum(n for name, n in jobs.items() if name.split()[0] == stage) == sum(found.get(name, 0) for name in names)
+    assert [jobs[stage] for stage in ("convert unet", "known answers", "measure, sweep")] == [1, 1, 1]
 
 
 def test_the_study_in_miniature_has_every_rule_of_the_whole(tmp_path):
@@ -107,6 +129,45 @@ def test_every_rule_runs_on_stand_ins(mini):
     assert "Nothing to be done" in again.stderr + again.stdout
 
 
+def test_a_church_of_diffusers_goes_through_the_same_rules(mini, tmp_path):
+    """A folder in the layout of google/ddpm-church-256, to Table 2 with the published numbers beside."""
+    folder = checkout(tmp_path)
+    shutil.copytree(mini / "assets" / "mini", folder / "assets" / "mini")
+    configs = [MINI, "config/runs/paper-mini-church.yaml"]
+    table = folder / "results" / "paper-mini-church" / "tables" / "table2_guidance.md"
+    done = snakemake(folder, "--cores", "2", str(table.relative_to(folder)), config=configs)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {"17.69", "17.43", "17.40", "17.31"} <= set(re.findall(r"\d\d\.\d\d", table.read_text()))
+    assert len(pd.read_csv(table.with_suffix(".csv")).run.unique()) >= 4
+    unet = UNet2DModel.from_pretrained(folder / "results" / "paper-mini-church" / "models" / "unet").state_dict()
+    published = torch.load(folder / "assets" / "mini" / "ddpm-church-256" / "diffusion_pytorch_model.bin", weights_only=True)
+    for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
+        published = {key.replace(f".{old}.", f".{new}."): value for key, value in published.items()}
+    assert unet.keys() == published.keys()
+    assert all(torch.equal(value, published[key]) for key, value in unet.items())
+
+
+def test_its_disk_is_what_the_plan_says(mini, monkeypatch):
+    """Of what grows with pictures, to the byte."""
+    monkeypatch.chdir(mini)
+    study = Study.load(MINI)
+    disk = {cost.stage: cost.disk for cost in costs(study, Counted(study))}
+    results = mini / "results" / "paper-mini"
+
+    def written(files: Iterable[Path], *names: str) -> int:
+        return sum(array[name].nbytes for file in files for array in [np.load(file)] for name in names if name in array)
+
+    assert disk["label"] == written((results / "data").glob("*.npz"), "images", "depth")
+    assert disk["prepare"] == written((results / "data" / "pictures").glob("*.npz"), "images")
+    assert disk["features"] == sum(np.load(file).nbytes for file in (results / "features").glob("*.npy"))
+    assert disk["sample both"] == written((results / "samples").glob("both.npz"), "images")
+    assert disk["sample both"] == written((results / "samples" / "both").glob("*.npz"), "images")
+    split = [run for run in study.runs.index if (results / "samples" / run).is_dir()]
+    assert disk["join"] == sum(disk[f"sample {run}"] for run in split)
+    kinds = ("judged", "strong", "image_features", "depth_features", "strong_features")
+    assert disk["describe"] == written((results / "judged").glob("*.npz"), *kinds)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_its_features_are_those_of_cleanfid_on_png_files(mini, tmp_path):
     """From the study's own pictures to its table; that distances are clean-fid's too: tests/test_extractors.py."""
@@ -135,23 +196,67 @@ def test_its_features_are_those_of_cleanfid_on_png_files(mini, tmp_path):
     assert distances.value["baseline", "fid"] == pytest.approx((means**2).sum() + spread - 2 * root, rel=1e-6)
 
 
-def test_whatever_is_wrong_with_an_asset_shows_before_any_sampling(mini, tmp_path):
-    folder = checkout(tmp_path)
-    shutil.copytree(mini / "assets", folder / "assets")
-    weights = folder / "assets" / "mini" / "inception-2015-12-05.pt"
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def other_flags(assets: Path) -> None:
+    (assets / "lsun_bedroom.json").write_text(json.dumps({**ADM_MINI_FLAGS, "num_channels": 64}))
+
+
+def pictures(folder: Path, *values: bytes) -> None:
+    """The database of LSUN made anew, of other values."""
+    shutil.rmtree(folder)
+    write_lmdb(folder, {f"{i:040x}".encode(): value for i, value in enumerate(values)})
+
+
+SPOILT = {
+    "truncated checkpoint": (lambda assets, _: cut(assets / "lsun_bedroom.pt"), r"dag convert: \S+lsun_bedroom\.pt: not a whole PyTorch file of tensors .*"),
+    "flags of another": (lambda assets, _: other_flags(assets), r"dag convert: .* num_channels is 64, the shapes imply 32"),
+    "missing database": (
+        lambda assets, _: shutil.rmtree(assets / "lsun"),
+        r"dag asset: assets/mini/lsun: missing; python tests/standins\.py writes it; put it at assets/mini/lsun \(licence MIT\)",
+    ),
+    "database without pictures": (lambda assets, _: pictures(assets / "lsun" / "bedroom_val_lmdb"), r"dag prepare: \S+bedroom_val_lmdb: holds no pictures"),
+    "pictures that do not decode": (
+        lambda assets, _: pictures(assets / "lsun" / "bedroom_val_lmdb", *[b"no picture"] * 8),
+        r"dag prepare: \S+bedroom_val_lmdb: 0+\d: not a readable picture .* domain\.corrupt = 0\.001 of 4 allows",
+    ),
+    "splits for labels": (
+        lambda assets, _: shutil.copy(assets / "nyu" / "splits.mat", assets / "nyu" / "nyu_depth_v2_labeled.mat"),
+        r"dag prepare: \S+nyu_depth_v2_labeled\.mat: not a readable HDF5 file \(a MATLAB 5 file, as splits\.mat is\); expected the labelled set, .*",
+    ),
+    "hub out of reach": (
+        lambda _, config: config["judge"].update(model="no-one/has-this"),
+        r"dag judge: no-one/has-this: no such file or folder, and the hub does not give .* give the path of their folder",
+    ),
+    "hash of an asset": (
+        lambda _, config: config["assets"]["inception"].update(sha256="0" * 64),
+        r"dag asset: \S+inception-2015-12-05\.pt: SHA-256 is \w+, expected 0+; .*",
+    ),
+    "hash of the weights": (
+        lambda _, config: config["evaluation"].update(sha256="0" * 64),
+        r"dag describe: \S+inception-2015-12-05\.pt: SHA-256 is \w+, expected 0+; .*",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_whatever_is_wrong_shows_in_one_line_before_any_sampling(mini, tmp_path, spoilt):
+    """In a study that has made all but its samples; what it checks of assets it checks anew."""
+    folder, (spoil, line) = tmp_path / "study", SPOILT[spoilt]
+    shutil.copytree(mini, folder, symlinks=True)
+    results = folder / "results" / "paper-mini"
+    for made in (results / "samples", results / "logs", results / "assets"):
+        shutil.rmtree(made)
     config = yaml.safe_load((folder / MINI).read_text())
-    config["assets"]["inception"]["sha256"] = "0" * 64
-    shutil.rmtree(folder / "assets" / "mini" / "lsun")
+    spoil(folder / "assets" / "mini", config)
     (folder / MINI).write_text(yaml.safe_dump(config))
-    done = snakemake(folder, "--cores", "2", "--keep-going", *(f"results/paper-mini/assets/{name}.json" for name in ("inception", "lsun")), config=MINI)
+    done = snakemake(folder, "--cores", "2", "results/paper-mini/samples/baseline.npz", config=MINI)
     assert done.returncode != 0
-    logs = folder / "results" / "paper-mini" / "logs" / "asset"
-    assert re.fullmatch(rf"dag asset: {re.escape(str(weights.relative_to(folder)))}: SHA-256 is \w+, expected 0+; .*\n", (logs / "inception.log").read_text())
-    assert (logs / "lsun.log").read_text() == (
-        "dag asset: assets/mini/lsun: missing; python tests/standins.py writes it; put it at assets/mini/lsun (licence MIT)\n"
-    )
-    plan = snakemake(folder, "-n", "results/paper-mini/samples/baseline.npz", config=MINI)
-    assert counts(plan.stdout + plan.stderr)["asset"] == len(config["assets"])
+    logs = [file.read_text() for file in (results / "logs").rglob("*.log")]
+    assert [re.fullmatch(line + r"\n", text) is not None for text in logs if text.startswith("dag ")] == [True], logs
+    assert not (results / "logs" / "sample").exists()
 
 
 def test_fetch_looks_at_every_asset_anew_and_says_what_to_put_where(tmp_path):

@@ -26,13 +26,15 @@ def test_operations_and_kept_activations_are_those_of_paper_and_pencil():
     x.requires_grad_()
     # The gradient to x costs as much as the forward pass; every layer keeps what it was given, frozen or not.
     assert count(lambda: network(x).sum().backward()) == (2 * forward, 4 * 2 * (3 + 8 + 8) * 256)
+    assert trained(network, lambda: network(x.detach()).sum()) == 4 * 2 * (3 + 8 + 8) * 256
+    assert not any(p.requires_grad for p in network.parameters())
 
 
 def test_every_network_of_a_study_is_counted_without_weights(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     counted = Counted(Study.load("config/smoke.yaml"))
     assert 0 < counted.to_taps < counted.forward
-    assert min(counted.head, counted.judge, counted.down, counted.extractor, *counted.prior.values()) > 0
+    assert min(counted.head, *counted.judge, counted.down, *counted.extractor, *counted.prior.values()) > 0
     jobs = {cost.stage: cost.jobs for cost in costs(counted.study, counted)}
     # Two label counts, single blocks and two variants; the prior, the shuffled one and that of another coding.
     assert (jobs["heads"], jobs["prior 16"], jobs["prior 8"]) == (5, 3, 1)
@@ -69,6 +71,6 @@ def test_a_plan_of_two_sizes_follows_their_sheets(tmp_path, monkeypatch):
     assert costs_of["sample both"].flop == n * study.runs.steps["both"] * counted.guided[True, study.runs.prior["both"]][0]
     prior = costs_of["prior 16"]
     assert prior.flop == prior.jobs * 3 * 10 * 16 * counted.prior[16]
-    assert prior.activations == 2 * trained(counted.priors[16], 16)  # 16 / (2 x 4) pictures at once
+    assert prior.activations == 2 * counted.trained_prior(16)  # 16 / (2 x 4) pictures at once
     assert prior.hours(pd.Series({"bf16_tflops": 100, "tf32_tflops": 1}), 0.5) == pytest.approx(prior.flop / 5e13 / 3600)
     assert "64 samples a run" in (tmp_path / "plan.md").read_text()

@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 
 from dag.interruption import Interrupted
-from dag.processes import in_processes, team
+from dag.processes import in_processes, place, team
 from dag.training import Recipe, fit
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +101,13 @@ def test_one_process_is_this_one():
 def test_a_training_without_its_other_processes_is_refused():
     with pytest.raises(ValueError, match=r"the process group has 1 members, expected processes = 2"):
         team(2)
+
+
+def test_every_process_has_a_gpu_of_its_own_where_there_are_enough():
+    assert [place(rank, 4, 4) for rank in range(4)] == [(0, "nccl"), (1, "nccl"), (2, "nccl"), (3, "nccl")]
+    assert [place(rank, 4, 8)[0] for rank in range(4)] == [0, 1, 2, 3]
+    assert [place(rank, 3, 2) for rank in range(3)] == [(0, "gloo"), (1, "gloo"), (0, "gloo")]
+    assert [place(rank, 2, 0) for rank in range(2)] == [(0, "gloo"), (1, "gloo")]
 
 
 # ---- priors

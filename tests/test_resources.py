@@ -66,3 +66,9 @@ def test_distances_of_many_dimensions_ask_for_the_time_that_they_take():
     assert minutes > sets * 1.2 / 60
     assert asked(study("paper", cores=16), "measure")["runtime"](None, 1) < minutes / 10
     assert asked(study("paper", cores=16), "measure")["mem_mb"](None, 1) > asked(whole, "measure")["mem_mb"](None, 1)
+
+
+def test_a_pretrained_judge_has_room_for_its_weights():
+    """344 M parameters of Intel/dpt-large in float32, beside Python and its libraries."""
+    for name in ("label", "judge"):
+        assert asked(study("paper"), name)["mem_mb"](None, 1) > 1500 + 344e6 * 4 / 2**20

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from standins import ADM_BEDROOM, adm_shapes, adm_state, write_adm
+from standins import ADM_BEDROOM, adm_shapes, adm_state, write_adm, write_ddpm
 
 from dag.__main__ import main
 from dag.guided_diffusion import PRESETS, module_names, original_name, read_flags, rename
@@ -149,55 +149,16 @@ def test_pickles_of_both_kinds_and_views_are_read_exactly(tmp_path):
         assert {key: spec.shape for key, spec in file.specs.items()} == {key: value.shape for key, value in state.items()}
 
 
-def published(folder: Path, kind: str = "bin") -> UNet2DModel:
-    """A tiny model in the layout of google/ddpm-church-256: files side by side, no index, a config of diffusers 0.1, old names of attention."""
-    config = {
-        "act_fn": "silu",
-        "attention_head_dim": None,
-        "block_out_channels": [32, 64],
-        "center_input_sample": False,
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-        "downsample_padding": 0,
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
-        "in_channels": 3,
-        "layers_per_block": 2,
-        "mid_block_scale_factor": 1,
-        "norm_eps": 1e-06,
-        "norm_num_groups": 32,
-        "out_channels": 3,
-        "sample_size": 16,
-        "time_embedding_type": "positional",
-        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-    }
-    torch.manual_seed(0)
-    unet = UNet2DModel(**config).eval()
-    state = unet.state_dict()
-    for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
-        state = {key.replace(f".{new}.", f".{old}."): value for key, value in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    if kind == "bin":
-        torch.save(state, folder / "diffusion_pytorch_model.bin")
-    else:
-        from safetensors.torch import save_file
-
-        save_file(state, folder / f"diffusion_pytorch_model.{kind}")
-    scheduler = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000, "trained_betas": None}
-    (folder / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", "_diffusers_version": "0.1.0", **config}))
-    (folder / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "clip_sample": True, **scheduler}))
-    return unet
-
-
 @pytest.mark.parametrize("kind", ["bin", "safetensors", "ema.safetensors"])
 def test_the_layout_of_google_ddpm_is_read(tmp_path, kind):
-    unet = published(tmp_path / "ddpm-ema-church-256", kind)
+    unet = write_ddpm(tmp_path / "ddpm-ema-church-256", kind)
     loaded, settings = load_unet(tmp_path / "ddpm-ema-church-256")
     assert same(loaded.state_dict(), unet.state_dict())
     assert settings["prediction_type"] == "epsilon"
 
 
 def test_averaged_weights_of_a_pipeline_are_a_folder_beside_its_own(tmp_path):
-    unet = published(tmp_path / "model" / "unet_ema")
+    unet = write_ddpm(tmp_path / "model" / "unet_ema")
     (tmp_path / "model" / "unet_ema" / "scheduler_config.json").unlink()
     (tmp_path / "model" / "model_index.json").write_text("{}")
     (tmp_path / "model" / "scheduler").mkdir()
@@ -211,7 +172,7 @@ def test_averaged_weights_of_a_pipeline_are_a_folder_beside_its_own(tmp_path):
 def test_a_hub_name_is_downloaded_without_what_is_not_needed(tmp_path, monkeypatch, kind):
     import huggingface_hub
 
-    unet, asked = published(tmp_path / "cache", kind), []
+    unet, asked = write_ddpm(tmp_path / "cache", kind), []
 
     def snapshot_download(repo, *, revision, allow_patterns):
         asked.append((repo, revision, allow_patterns))
@@ -232,7 +193,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line_that_says_what_to_do(monkeypat
 
 
 def test_flags_are_for_guided_diffusion_alone(tmp_path):
-    published(tmp_path / "model")
+    write_ddpm(tmp_path / "model")
     with pytest.raises(ValueError, match="model: flags are given, expected none"):
         load_unet(tmp_path / "model", FLAGS)
 

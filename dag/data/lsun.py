@@ -87,7 +87,8 @@ class LSUN(Dataset):
             picture = Image.open(io.BytesIO(self.read(self.keys[self.id(i)])))
             return picture.convert("RGB")
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.name(i)}: not a readable picture ({' '.join(str(error).split())[:120]})") from None
+            why = "of no known format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())[:120]
+            raise ValueError(f"{self.name(i)}: not a readable picture ({why})") from None
 
 
 def square(picture: Image.Image, size: int, resample: Image.Resampling) -> np.ndarray:

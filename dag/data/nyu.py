@@ -134,7 +134,10 @@ class _Matlab:
         try:
             self.file = h5py.File(path, "r")
         except OSError as error:
-            raise ValueError(f"{path}: not a readable HDF5 file ({' '.join(str(error).split())[:120]})") from None
+            with open(path, "rb") as file:
+                old = file.read(10) == b"MATLAB 5.0"
+            why = "a MATLAB 5 file, as splits.mat is" if old else " ".join(str(error).split())[:120]
+            raise ValueError(f"{path}: not a readable HDF5 file ({why}); expected the labelled set, nyu_depth_v2_labeled.mat") from None
         if missing := [name for name in ("images", "depths") if not isinstance(self.file.get(name), h5py.Dataset)]:
             raise ValueError(f"{path}: has no dataset {', '.join(missing)}; it holds {', '.join(sorted(self.file)) or 'nothing'}")
         count, (height, width) = self.file["depths"].shape[0], SHAPE

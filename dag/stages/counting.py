@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dag.estimators import DepthUNet
+from dag.estimators import DepthUNet, depth_network
 from dag.heads import build_heads
 from dag.stages.study import Study
 from dag.unet import feature_shapes, forward_with_taps
@@ -55,14 +55,27 @@ class Counted:
         self.prior = {side: count(lambda p=p, side=side: p(torch.empty(1, 1, side, side, device="meta"), self.t))[0] for side, p in self.priors.items()}
         kinds = [(dc, side) for dc in (False, True) for side in (None, *self.priors)]
         self.guided = {kind: self._guided(*kind) for kind in tqdm(kinds, desc="guided steps", unit="network", disable=not sys.stderr.isatty())}
-        self.estimator = _depth_network(study["estimator"]["model"] if "estimator" in study.config else study["judge"].get("model"))
-        self.judge = self.estimator if "model" in study["judge"] else count(lambda: self._unet(study["judge"]["architecture"])(self.x))[0]
-        self.down, _ = count(lambda: self.downstream(self.x))
+        # Of each of these, the operations for one picture and the bytes of its parameters.
+        self.estimator = _depth_network(study["estimator"]["model"]) if "estimator" in study.config else (0, 0)
+        self.judge = _depth_network(study["judge"]["model"]) if "model" in study["judge"] else self._trained_judge()
         self.extractor = _extractor(study["evaluation"])
+        self.down, _ = count(lambda: self.downstream(self.x))
 
-    def _unet(self, architecture: dict) -> DepthUNet:
-        with torch.device("meta"):
-            return DepthUNet({"sample_size": self.size, **architecture})
+    def _trained_judge(self) -> tuple[int, int]:
+        network = depth_network(self.study["judge"]["architecture"], self.size).to("meta")
+        return count(lambda: network(self.x))[0], size(network)
+
+    def trained_heads(self) -> int:
+        """Bytes of activations that a training step of both heads keeps for one picture."""
+        features = {block: torch.empty(1, *self.shapes[block], device="meta") for block in self.taps}
+        return trained(self.heads, lambda: sum(head(features, self.t, self.size).sum() for head in self.heads.values()))
+
+    def trained_prior(self, side: int) -> int:
+        x = torch.empty(1, 1, side, side, device="meta")
+        return trained(self.priors[side], lambda: self.priors[side](x, self.t).sample.sum())
+
+    def trained_downstream(self) -> int:
+        return trained(self.downstream, lambda: self.downstream(self.x).sum())
 
     def _guided(self, consistency: bool, side: int | None) -> tuple[int, int]:
         """(FLOP, bytes kept for the gradient) of a guided step: one forward pass, one gradient through the deepest tap, heads and prior."""
@@ -97,30 +110,29 @@ def count(function: Callable[[], object]) -> tuple[int, int]:
     return counter.get_total_flops(), sum(kept.values())
 
 
-def _depth_network(model: str | None) -> int:
-    if model is None:
-        return 0
+def _depth_network(model: str) -> tuple[int, int]:
     from transformers import AutoConfig, AutoModelForDepthEstimation, DPTConfig
 
     config = AutoConfig.from_pretrained(model) if (Path(model) / "config.json").is_file() else DPTConfig(**_DPT_LARGE)
     side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     with torch.device("meta"):
         network, pixels = AutoModelForDepthEstimation.from_config(config).eval(), torch.empty(1, 3, side, side)
-    return count(lambda: network(pixel_values=pixels))[0]
+    return count(lambda: network(pixel_values=pixels))[0], size(network)
 
 
-def _extractor(section: dict) -> int:
+def _extractor(section: dict) -> tuple[int, int]:
     if section["extractor"] == "inception":
         from torchvision.models import inception_v3
 
         with torch.device("meta"):
             network, pixels = inception_v3(weights=None, init_weights=False, aux_logits=False).eval(), torch.empty(1, 3, 299, 299)
-        return count(lambda: network(pixels))[0]
+        return count(lambda: network(pixels))[0], size(network)
     from dag.metrics.extractors import load_extractor
 
     options = {key: section.get(key) for key in ("dims", "resolution", "weights")}
     network = load_extractor(section["extractor"], **options).network.to("meta")
-    return count(lambda: network(torch.empty(1, 3, section["resolution"], section["resolution"], device="meta")))[0]
+    pixels = torch.empty(1, 3, section["resolution"], section["resolution"], device="meta")
+    return count(lambda: network(pixels))[0], size(network)
 
 
 def size(module: nn.Module) -> int:
@@ -128,10 +140,9 @@ def size(module: nn.Module) -> int:
     return 4 * sum(p.numel() for p in module.parameters())
 
 
-def trained(network: nn.Module, side: int) -> int:
-    """Bytes of activations that a training step of a prior at this resolution keeps for one picture."""
-    network.requires_grad_(True)
-    x, t = torch.empty(1, 1, side, side, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
-    kept = count(lambda: network(x, t).sample.sum())[1]
-    network.requires_grad_(False)
+def trained(network: nn.Module, step: Callable[[], object]) -> int:
+    """Bytes of activations that a training step of a network keeps. step: its forward pass."""
+    network.requires_grad_(True).train()
+    kept = count(step)[1]
+    network.requires_grad_(False).eval()
     return kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,21 +9,23 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from torch import nn
 
 from dag.stages.artefacts import writing
-from dag.stages.counting import Counted, trained
+from dag.stages.counting import Counted, size
 from dag.stages.resources import CORE_GFLOPS, measuring
 from dag.stages.study import Study, decoder_block_count
 
 TRAINING = 3  # a step of training is a forward pass and one backward pass, which counts twice: for the inputs and for the weights
+COPIES = 4  # of the weights, while they are trained: themselves, their gradient, and the two moments of the optimiser
 GIB = 2**30
+# Bytes written, by what is written.
+PICTURE, DEPTH, FEATURE, NUMBER = 3, 4, 2, 4
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One row of the plan. flop: of all jobs; precision: "bf16", "fp32", or "float64" on CPU cores; weights, activations: bytes in the memory of one GPU
-    at once (of a core's job: in the machine's); disk: bytes written; formula: of flop."""
+    """One row of the plan. flop: of all jobs; precision: "bf16", "fp32", or "cores" for a stage without a GPU; weights, activations: bytes in the memory
+    of one GPU at once (of a stage on cores: in the machine's); disk: bytes written; formula: of flop, and of the pictures at once where it is not clear."""
 
     stage: str
     jobs: int
@@ -41,14 +42,9 @@ class Cost:
 
     def hours(self, gpu, share: float) -> float:
         """Of one GPU, a row of the table of GPUs; a stage on cores takes none."""
-        if self.precision == "float64":
+        if self.precision == "cores":
             return 0.0
         return self.flop / (share * 1e12 * (gpu.bf16_tflops if self.precision == "bf16" else gpu.tf32_tflops)) / 3600
-
-
-def size(module: nn.Module) -> int:
-    """Bytes of its parameters in fp32."""
-    return 4 * sum(p.numel() for p in module.parameters())
 
 
 def costs(study: Study, c: Counted) -> list[Cost]:
@@ -58,12 +54,15 @@ def costs(study: Study, c: Counted) -> list[Cost]:
 
 
 def _data(study: Study, c: Counted, uses: dict[str, int]) -> Iterator[Cost]:
-    s, heads, pictures = c.size, study["heads"], sum(uses.values())
-    yield Cost("prepare", len(uses), 0, "no network", disk=3 * s * s * pictures)
+    pixels, heads, pictures = c.size**2, study["heads"], sum(uses.values())
+    yield Cost("prepare", len(uses), 0, "no network", "cores", disk=PICTURE * pixels * pictures)
     if "estimator" in study.config:
-        yield Cost("label", len(uses), pictures * c.estimator, "pictures x estimator", disk=7 * s * s * pictures)
+        flop, weights = c.estimator
+        yield Cost("label", len(uses), pictures * flop, "pictures x estimator", weights=weights, disk=(PICTURE + DEPTH) * pixels * pictures)
+    if study.imports_unet:
+        yield Cost("convert unet", 1, 0, "no network", "cores", weights=size(c.unet), disk=size(c.unet))
     stored = {n: n * levels for n, levels in heads["labels"].items()}
-    every, few = (2 * sum(a * b * d for block, (a, b, d) in c.shapes.items() if blocks is None or block in blocks) for blocks in (None, c.taps))
+    every, few = (FEATURE * sum(a * b * d for block, (a, b, d) in c.shapes.items() if blocks is None or block in blocks) for blocks in (None, c.taps))
     validation = uses["validation"] * len(heads["validation_t"])
     numbers = sum(rows * (every if n == heads["guide"] else few) for n, rows in stored.items()) + validation * every
     flop = sum(rows * (c.forward if n == heads["guide"] else c.to_taps) for n, rows in stored.items()) + validation * c.forward
@@ -76,7 +75,8 @@ def _trainings(study: Study, c: Counted) -> Iterator[Cost]:
     varied = {(row.heads, variant) for name, row in runs.iterrows() if (variant := study.variant_of(name, "heads"))}
     pairs = len(study["heads"]["labels"]) + len(varied)
     flop = TRAINING * recipe["steps"] * recipe["batch_size"] * c.head * (pairs + blocks / 2)
-    yield Cost("heads", pairs + 1, flop, f"{TRAINING} x steps x batch x heads, and one on each block")
+    held = {"weights": COPIES * size(c.heads), "activations": recipe["batch_size"] * c.trained_heads(), "disk": pairs * size(c.heads)}
+    yield Cost("heads", pairs + 1, flop, f"{TRAINING} x steps x batch x heads, for each pair; a head on a single block counts half", **held)
     recipe = study["prior"]["training"]
     processes, parts = recipe.get("processes", 1), recipe.get("gradient_accumulation_steps", 1)
     at_once = recipe["batch_size"] // (processes * parts)
@@ -85,36 +85,59 @@ def _trainings(study: Study, c: Counted) -> Iterator[Cost]:
     for side in sorted({side for side, *_ in priors}):
         jobs = sum(side == other for other, *_ in priors)
         flop = TRAINING * recipe["steps"] * recipe["batch_size"] * c.prior[side] * jobs
-        held = {"weights": 4 * size(c.priors[side]), "activations": at_once * trained(c.priors[side], side)}
+        held = {"weights": COPIES * size(c.priors[side]), "activations": at_once * c.trained_prior(side), "disk": jobs * size(c.priors[side])}
         yield Cost(f"prior {side}", jobs, flop, formula, recipe.get("precision", "fp32"), **held)
+    if study.trains_judge:
+        recipe, (flop, weights) = study["judge"]["training"], c.judge
+        yield Cost("judge", 1, TRAINING * recipe["steps"] * recipe["batch_size"] * flop, f"{TRAINING} x steps x batch x judge", disk=weights)
+    else:
+        yield Cost("judge", 1, 0, "is pretrained", "cores", weights=c.judge[1])
+
+
+def step_name(consistency: bool, side: int | None) -> str:
+    """What a sampling step computes, as the plan calls it."""
+    terms = [*(["DCG"] if consistency else []), *([f"DPG at {side}"] if side else [])]
+    return f"guided step, {' and '.join(terms)}" if terms else "U-Net"
 
 
 def _samples(study: Study, c: Counted) -> Iterator[Cost]:
-    section, s = study["sampling"], c.size
+    section, bytes_ = study["sampling"], PICTURE * c.size**2
+    precision, shard, joined = section.get("precision", "fp32"), study.compute["shard_size"], []
     for name, row in study.runs.iterrows():
-        one, kept = c.guided[bool(row.w_dc), row.prior if row.w_dp else None]
+        kind = bool(row.w_dc), row.prior if row.w_dp else None
+        one, kept = c.guided[kind]
         weights = size(c.unet) + size(c.heads) + (size(c.priors[row.prior]) if row.w_dp else 0)
-        jobs = math.ceil(row.n / (study.compute["shard_size"] or row.n))
-        held = {"weights": weights, "activations": kept * section["batch_size"], "disk": 3 * s * s * row.n}
-        yield Cost(f"sample {name}", jobs, row.n * row.steps * one, f"{row.n:,} x {row.steps} steps", section.get("precision", "fp32"), **held)
+        jobs = math.ceil(row.n / (shard or row.n))
+        joined += [row.n] if jobs > 1 else []
+        held = {"weights": weights, "activations": kept * section["batch_size"], "disk": bytes_ * row.n}
+        yield Cost(f"sample {name}", jobs, row.n * row.steps * one, f"{row.n:,} x {row.steps} x {step_name(*kind)}", precision, **held)
+        if name == study["figures"]["guided"]:
+            few = study["figures"]["trajectory_seeds"]
+            held = {"weights": weights, "activations": kept * few}
+            drawn = Cost("trajectory", 1, few * row.steps * one, f"{few} x {row.steps} x {step_name(*kind)}", precision, **held)
+    yield Cost("join", len(joined), 0, "no network; the parts stay", "cores", disk=bytes_ * sum(joined))
+    yield drawn
 
 
 def _measurements(study: Study, c: Counted, uses: dict[str, int]) -> Iterator[Cost]:
-    s, section, runs = c.size, study["evaluation"], study.runs
+    pixels, section, runs = c.size**2, study["evaluation"], study.runs
     described = int(runs.n.sum()) + uses["reference"] + uses["heldout"]
-    flop = described * (c.judge + c.to_taps + c.head + 2 * c.extractor)
-    disk = described * (8 * s * s + 12 * section["dims"])
-    yield Cost("describe", len(runs) + 2, flop, "pictures x (judge + U-Net to the last tap + heads + 2 x extractor)", weights=size(c.unet), disk=disk)
-    yield Cost("known answers", 1, 10 * uses["heldout"] * c.extractor, "10 x held-out pictures x extractor")
+    flop = described * (c.judge[0] + c.to_taps + c.head + 2 * c.extractor[0])
+    formula = "pictures x (judge + U-Net to the last tap + heads + 2 x extractor)"
+    weights = size(c.unet) + size(c.heads) + c.judge[1] + c.extractor[1]
+    yield Cost("describe", len(runs) + 2, flop, formula, weights=weights, disk=described * (2 * DEPTH * pixels + 3 * NUMBER * section["dims"]))
+    faults = 10  # real depth, and three faults of three strengths
+    yield Cost("known answers", 1, faults * uses["heldout"] * c.extractor[0], f"{faults} x held-out pictures x extractor", weights=c.extractor[1])
     for stage in ("moments", "measure_sweep", "measure"):
         mib, gflop = measuring(study, stage, uses["reference"])
         hours = gflop / CORE_GFLOPS / 3600
-        yield Cost(stage.replace("_", ", "), 1, gflop * 1e9, f"{hours:,.1f} core-hours at {CORE_GFLOPS} GFLOP/s a core", "float64", mib * 2**20)
+        yield Cost(stage.replace("_", ", "), 1, gflop * 1e9, f"{hours:,.1f} core-hours at {CORE_GFLOPS} GFLOP/s a core", "cores", mib * 2**20)
     section = study["downstream"]
     recipe, trainings = section["training"], (1 + len(section["sources"])) * section["seeds"]
     flop = trainings * (TRAINING * recipe["steps"] * recipe["batch_size"] + uses["test"]) * c.down
-    formula = f"sources x seeds x {TRAINING} x steps x batch x network"
-    yield Cost("downstream", 2 + len(section["sources"]), flop, formula, recipe.get("precision", "fp32"))
+    held = {"weights": COPIES * size(c.downstream), "activations": recipe["batch_size"] * c.trained_downstream()}
+    formula = f"sources x seeds x ({TRAINING} x steps x batch + test pictures) x network"
+    yield Cost("downstream", 2 + len(section["sources"]), flop, formula, recipe.get("precision", "fp32"), **held)
 
 
 def plan(study: Study, *, gpus: Path, out: Path, more: Path | None = None, share: float = 0.3) -> None:
@@ -135,23 +158,28 @@ def plan(study: Study, *, gpus: Path, out: Path, more: Path | None = None, share
 
 
 def _head(study: Study, c: Counted, share: float) -> Iterator[str]:
+    shards = f"samples / {size_:,}, rounded up" if (size_ := study.compute["shard_size"]) else "one"
     yield f"""# What the study `{study["study"]}` costs
 
-Written by `snakemake plan` from {json.dumps(study["runs"])} and the study's config; nothing here is measured. FLOP are counted on the real
+Written by `snakemake plan` from the study's config and run sheets; nothing here is measured. FLOP are counted on the real
 architectures, built without weights, by PyTorch's own counter (matrix products and convolutions; a multiplication and an addition are two).
-GPU-hours = FLOP / ({share:g} x peak x 3600 s), the peak of bf16 where a stage says so and of TF32 elsewhere (`config/gpus.tsv`); that a job reaches
-the share {share:g} of it is an assumption. Memory of one GPU = weights (of a training four times: gradient and optimiser) + pictures at once x activations
-that are kept for the gradient, in fp32; of stages in core-hours it is the machine's.
+
+- GPU-hours = FLOP / ({share:g} x peak x 3600 s), the peak of bf16 where a stage says so and of TF32 elsewhere (`config/gpus.tsv`); that a job reaches
+  the share {share:g} of it is an assumption. A stage without a GPU has none.
+- Jobs = one for each file that a stage writes; of a run, {shards}.
+- Memory of one GPU = weights ({COPIES} times those of a training: themselves, gradient, two moments of the optimiser) + pictures at once x activations
+  that are kept for the gradient, in fp32: an upper bound where a stage computes in bf16. Of a stage without a GPU it is the machine's.
+- Disk = pictures x pixels x {PICTURE} bytes, {PICTURE + DEPTH} with depth; {FEATURE} bytes for each number of stored features; {2 * DEPTH} bytes a pixel and
+  {3 * NUMBER} a feature's dimension for each described picture; {NUMBER} bytes a parameter. The assets themselves come on top.
 
 ## One picture
 
 | network | GFLOP |
 |---|---|"""
-    one = {"U-Net": c.forward, "U-Net to the last tap": c.to_taps, "heads, strong and weak": c.head}
+    one = {step_name(False, None): c.forward, "U-Net to the last tap": c.to_taps, "heads, strong and weak": c.head}
     one |= {f"prior at {side}": flop for side, flop in c.prior.items()}
-    one |= {"guided step, DCG": c.guided[True, None][0]}
-    one |= {f"guided step, DCG and DPG at {side}": c.guided[True, side][0] for side in c.priors}
-    one |= {"depth estimator": c.estimator, "judge": c.judge, "feature extractor": c.extractor, "downstream network": c.down}
+    one |= {step_name(*kind): flop for kind, (flop, _) in c.guided.items()}
+    one |= {"depth estimator": c.estimator[0], "judge": c.judge[0], "feature extractor": c.extractor[0], "downstream network": c.down}
     yield from (f"| {name} | {flop / 1e9:,.1f} |" for name, flop in one.items() if flop)
 
 
@@ -163,15 +191,15 @@ def _section(study: Study, rows: list[Cost], gpus: pd.DataFrame, share: float) -
     yield "| stage | jobs | PFLOP | memory, GiB | disk, GB | " + " | ".join(f"{g.gpu}, h" for g in machines) + " | formula |"
     yield "|---" * (6 + len(machines)) + "|"
     for r in rows:
-        hours = " | ".join(f"{r.hours(g, share):,.2f}" if r.precision != "float64" else "–" for g in machines)
+        hours = " | ".join(f"{r.hours(g, share):,.2f}" if r.precision != "cores" else "–" for g in machines)
         memory = f"{r.memory:.1f}" if r.memory else ""
         yield f"| {r.stage} | {r.jobs} | {r.flop / 1e15:,.2f} | {memory} | {r.disk / 1e9:,.1f} | {hours} | {r.formula} |"
     total = " | ".join(f"{sum(r.hours(g, share) for r in rows):,.1f}" for g in machines)
     disk, jobs, flop = (sum(getattr(r, key) for r in rows) for key in ("disk", "jobs", "flop"))
     yield f"| **all** | {jobs} | {flop / 1e15:,.1f} | | {disk / 1e9:,.1f} | {total} | |"
     yield ""
-    need = {r.stage: r.memory for r in rows if r.precision != "float64"}
+    need = {r.stage: r.memory for r in rows if r.precision != "cores"}
     for g in machines:
         larger = [stage for stage, gib in need.items() if gib >= g.memory_gib]
-        held = "every job" if not larger else f"all but {', '.join(larger)}: lower sampling.batch_size, or raise prior.training.gradient_accumulation_steps"
+        held = "every job" if not larger else f"all but {', '.join(larger)}: lower their batch_size, or raise prior.training.gradient_accumulation_steps"
         yield f"- {g.gpu}, {g.memory_gib:g} GiB, holds {held}."

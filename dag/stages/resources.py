@@ -74,8 +74,8 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
         per_image = size**2 * width * layers
         return START_MIB + recipe["batch_size"] * per_image * 40 / 2**20, recipe["steps"] * recipe["batch_size"] * 6 * per_image * width / 1e9
     section = {"train_unet": "unet"}.get(stage, stage)
-    if "training" not in study[section]:  # a pretrained network is taken as it is
-        return START_MIB, 0
+    if "training" not in study[section]:  # a pretrained network is looked at and taken as it is
+        return START_MIB + _LABELLER_MIB, 0
     recipe, architecture = study[section]["training"], study[section]["architecture"]
     if "layers_per_block" not in architecture:  # an encoder of classification: about as large as the U-Net
         architecture = unet

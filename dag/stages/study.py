@@ -106,6 +106,17 @@ class Study:
         return variants[name]
 
     @property
+    def imports_unet(self) -> bool:
+        """Whether a checkpoint that is no folder of diffusers yet, or an asset that is not here yet, becomes one."""
+        path = self["unet"]["path"]
+        return path is not None and bool(self.assets_at(path) or Path(path).suffix in (".pt", ".pth"))
+
+    def assets_at(self, path: str) -> list[str]:
+        """Names of the assets of others that a place of the config holds, or lies in."""
+        places = {name: Path(entry["path"]) for name, entry in self.config.get("assets", {}).items()}
+        return [name for name, place in places.items() if Path(path).is_relative_to(place) or place.is_relative_to(path)]
+
+    @property
     def trains_judge(self) -> bool:
         """Whether a judge is trained on the pictures of `data.judge`."""
         return any("architecture" in self.config.get(name, {}) for name in ("judge", "second_judge"))

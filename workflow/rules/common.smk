@@ -51,14 +51,10 @@ ASSETS = expand(f"{RESULTS}/assets/{{name}}.json", name=config.get("assets", {})
 
 def assets_at(path):
     """What was found of the assets of others in a place of the config: rules read the place itself only after that."""
-    if path is None:
-        return []
-    places = {name: Path(entry["path"]) for name, entry in config.get("assets", {}).items()}
-    return [f"{RESULTS}/assets/{name}.json" for name, place in places.items() if Path(path).is_relative_to(place) or place.is_relative_to(path)]
+    return [] if path is None else [f"{RESULTS}/assets/{name}.json" for name in STUDY.assets_at(path)]
 
 
-# A checkpoint that is no folder of diffusers yet, or not here yet, becomes one.
-IMPORTED = STUDY["unet"]["path"] is not None and bool(assets_at(STUDY["unet"]["path"]) or Path(STUDY["unet"]["path"]).suffix in (".pt", ".pth"))
+IMPORTED = STUDY.imports_unet
 
 
 def unet(wildcards):

@@ -17,8 +17,12 @@ def prior_of(wildcards):
 
 SHARDS = {run: split(RUNS.first_seed[run], RUNS.n[run], STUDY.compute["shard_size"]) for run in RUNS.index}
 SPLIT = [run for run in RUNS.index if len(SHARDS[run]) > 1]
-# Whatever is wrong with an asset, or with the networks of others that judge and describe, shows before the first of the long jobs.
-CHECKED = [*ASSETS, *([MOMENTS] if "weights" in config["evaluation"] or "model" in config["judge"] else [])]
+# Whatever is wrong with assets, with pictures, or with the networks of others that judge and describe shows before the first of the long jobs.
+CHECKED = [
+    *ASSETS,
+    *([] if STUDY.drawn else expand(f"{RESULTS}/data/{{use}}.npz", use=USES)),
+    *([MOMENTS] if "weights" in config["evaluation"] or "model" in config["judge"] else []),
+]
 # Names of all sampling jobs: the run, or run/first seed for each of its shards.
 DRAWN = [part for run in RUNS.index for part in ([f"{run}/{first}" for first, _ in SHARDS[run]] if run in SPLIT else [run])]
 
