@@ -234,10 +234,12 @@ class Study:
         """Of the pretrained U-Net where it is there to be asked, else the config's."""
         pretrained = self._pretrained_architecture()
         if pretrained is None and "architecture" not in self["unet"]:
-            raise StudyError(
-                f"{self.source}: unet.path is {self['unet']['path']}, which does not exist; null trains the U-Net in the study (snakemake pretrain)"
-            )
+            raise self._no_unet()
         return self["unet"]["architecture"] if pretrained is None else pretrained
+
+    def _no_unet(self) -> StudyError:
+        advice = "null trains the U-Net in the study (snakemake pretrain), `assets` fetches one from the hub or an address"
+        return StudyError(f"{self.source}: unet.path is {self['unet']['path']}, which does not exist; {advice}")
 
     def _pretrained_architecture(self) -> dict | None:
         path = self["unet"]["path"]
@@ -258,7 +260,7 @@ class Study:
         """Refuse pretrained weights that are missing or cut short, by the header of the file alone."""
         path = Path(self["unet"]["path"])
         if not path.exists():
-            raise StudyError(f"{self.source}: unet.path is {path}, which does not exist; null trains the U-Net in the study (snakemake pretrain)")
+            raise self._no_unet()
         files = self._weight_files()
         if not files:
             raise StudyError(f"{self.source}: unet.path is {path}, a folder without weights (*.safetensors or *.bin)")
