@@ -76,6 +76,7 @@ OWN_WORDS = {
     ("convert", "source"): "a guided-diffusion .pt, a diffusers folder or hub name, or a .safetensors of this project",
     ("downstream", "judged"): "described pictures whose depth labels them (.npz); without it they carry their own",
     ("judge", "name"): "the config's section that describes it",
+    ("sample", "run"): "rows of the run sheet; --heads, --prior and --out have one of each for a run",
     ("label", "pictures"): "pictures without depth, of `dag prepare` (.npz)",
 }
 _UNET, _HEADS, _PRIOR = "results/smoke/models/unet", "results/smoke/models/heads/labels10.safetensors", "results/smoke/models/prior16"

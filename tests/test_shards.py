@@ -17,7 +17,7 @@ from dag.heads import build_heads
 from dag.interruption import Interrupted
 from dag.sampling import SampleRNG
 from dag.stages import sampling
-from dag.stages.shards import join, split
+from dag.stages.shards import join, split, together
 from dag.stages.study import Study, StudyError
 from dag.unet import feature_shapes
 from dag.weights import load_unet, save_module, save_unet
@@ -55,7 +55,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 
 def draw(files: dict, out: Path, made: Study | None = None, **seeds) -> dict[str, np.ndarray]:
-    sampling.sample(made or study(), run="both", out=out, **files, **seeds)
+    sampling.sample(made or study(), run=["both"], out=[out], unet=files["unet"], heads=[files["heads"]], prior=[files["prior"]], **seeds)
     with np.load(out) as file:
         return dict(file)
 
@@ -236,3 +236,54 @@ def test_networks_are_computed_as_the_config_says(files, ways, expected, cosine)
     assert how == [expected] * 2
     assert recipe != usual_recipe
     assert float(torch.nn.functional.cosine_similarity(grad.flatten(), usual_grad.flatten(), dim=0)) > cosine
+
+
+def test_runs_share_a_process_with_those_that_wait_for_the_same():
+    os.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    runs = Study(config).runs
+    alone, by_three = together(runs, 1), together(runs, 3)
+    assert sorted(name for names in alone for name in names) == sorted(name for names in by_three for name in names) == sorted(runs.index)
+    assert all(len(names) == 1 for names in alone)
+    assert len(by_three) < len(alone)
+    for names in by_three:
+        assert len(names) <= 3
+        assert len({("fig8" in runs.tables[name], "best" in tuple(runs.loc[name, ["w_dc", "w_dp"]])) for name in names}) == 1
+
+
+def test_runs_and_files_that_do_not_fit_are_refused(files, tmp_path):
+    both = {"unet": files["unet"], "heads": [files["heads"]] * 2, "prior": [files["prior"]] * 2}
+    with pytest.raises(ValueError, match="2 runs, 2 files of heads, 2 priors and 1 files to write"):
+        sampling.sample(study(), run=["baseline", "both"], out=[tmp_path / "a.npz"], **both)
+    with pytest.raises(ValueError, match="a shard of one run, but there are 2: baseline, both"):
+        sampling.sample(study(), run=["baseline", "both"], out=[tmp_path / "a.npz", tmp_path / "b.npz"], first=3, **both)
+
+
+def test_several_runs_are_drawn_as_each_alone(files, whole, tmp_path, monkeypatch, traced):
+    """A job that ends in its second run keeps both runs' batches, also where the first one's file is removed after it."""
+    made, outs = study(), [tmp_path / "both.npz", tmp_path / "dcg.npz"]
+    for key in ("n", "first_seed", "steps", "w_dc", "prior"):
+        made.runs.at["dcg", key] = made.runs.at["both", key]
+    arguments = {"unet": files["unet"], "heads": [files["heads"]] * 2, "prior": [files["prior"]] * 2}
+    telemetry = sampling._telemetry
+
+    def stopped(step):
+        if len(traced) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return telemetry(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "_telemetry", stopped)
+        with pytest.raises(Interrupted, match=r"dcg\.npz keeps its 1 finished batches"):
+            sampling.sample(made, run=["both", "dcg"], out=outs, **arguments)
+    outs[0].unlink()
+    outs[0].with_suffix(".json").unlink()
+    done = len(traced)
+    sampling.sample(made, run=["both", "dcg"], out=outs, **arguments)
+    assert len(traced) - done == 4  # of dcg; five batches each
+    with np.load(outs[0]) as file:
+        assert same(dict(file), whole)
+    sampling.sample(made, run=["dcg"], unet=files["unet"], heads=[files["heads"]], prior=[files["prior"]], out=[tmp_path / "alone.npz"])
+    with np.load(outs[1]) as one, np.load(tmp_path / "alone.npz") as other:
+        assert same(dict(one), dict(other))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.json", "alone.npz", "both.json", "both.npz", "dcg.json", "dcg.npz"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,10 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import checkout, snakemake
+
+from dag.stages.artefacts import content_hash
+from dag.stages.shards import together
+from dag.stages.study import Study
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "config" / "smoke.yaml"
@@ -132,6 +137,37 @@ def test_variants_have_heads_and_priors_of_their_own(study):
     assert table.changed["s_layers1"] == "heads.layers 1"
     assert table.changed["s_linear"] == "depth.coding linear"
     assert table.dfid_second.notna().all()
+
+
+def test_several_runs_in_one_process_have_the_bits_of_jobs_of_their_own(study, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder, symlinks=True)
+    config = yaml.safe_load(SMOKE.read_text())
+    (folder / "config" / "several.yaml").write_text(yaml.safe_dump({**config, "compute": {"runs_per_job": 3}}))
+    names = ["baseline", "equal_compute"]
+    runs = together(Study.load(folder / "config" / "several.yaml").runs, 3)
+    assert names in runs, runs
+    files = [f"results/smoke/samples/{name}.npz" for name in names]
+    for file in files:
+        (folder / file).unlink()
+    done = snakemake(folder, "--cores", "1", *files, config="config/several.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"^(sample\S*)\s+(\d+)$", done.stdout + done.stderr, re.M) == [("sample_from_baseline", "1")]
+    before = {name: (folder / f"results/smoke/samples/{name}.npz").stat().st_mtime_ns for name in names}
+    for file in files:
+        assert content_hash(folder / file) == content_hash(study / file)
+        one, other = (json.loads((place / file).with_suffix(".json").read_text()) for place in (folder, study))
+        for key in ("run", "seeds", "recipe", "inputs", "outputs", "unet_evaluations"):
+            assert one[key] == other[key], (file, key)
+    # A changed row: the process is started again, and draws that run alone.
+    sheet = folder / "config" / "runs" / "smoke.tsv"
+    rows = [line.split("\t") for line in sheet.read_text().splitlines()]
+    sheet.write_text("\n".join("\t".join([*row[:2], "5", *row[3:]] if row[0] == "equal_compute" else row) for row in rows) + "\n")
+    done = snakemake(folder, "--cores", "1", *files, config="config/several.yaml")
+    assert done.returncode == 0, done.stderr[-3000:]
+    changed = [file for file in files if content_hash(folder / file) != content_hash(study / file)]
+    assert changed == files[1:]
+    assert (folder / files[0]).stat().st_mtime_ns == before[names[0]]
 
 
 def edited(folder: Path, **changes) -> Path:

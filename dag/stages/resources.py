@@ -24,13 +24,16 @@ CORE_GFLOPS = 10  # of one slow core: what stages without a network compute with
 _BY_CORES = ("prepare", "join", "moments", "measure", "measure_sweep")
 
 
-def asked(study: Study, stage: str, side: int | None = None) -> dict:
-    """`mem_mb` and `runtime` (minutes) of a stage's job, as functions of `attempt`. side: of the images, where it is not the domain's."""
+def asked(study: Study, stage: str, side: int | None = None, times: int = 1) -> dict:
+    """`mem_mb` and `runtime` (minutes) of a stage's job, as functions of `attempt`.
+
+    side: of the images, where it is not the domain's. times: how many runs the job takes one after the other.
+    """
     mib, gflop = _needs(study, stage, side or study["domain"]["size"])
     speed = study.compute["gflops"]
     if stage in _BY_CORES:
         speed = CORE_GFLOPS * (study.compute["cores"] if stage.startswith("measure") else 1)
-    minutes = START_MINUTES + MARGIN * gflop / speed / 60
+    minutes = START_MINUTES + MARGIN * times * gflop / speed / 60
     return {"mem_mb": lambda wildcards, attempt: attempt * math.ceil(mib), "runtime": lambda wildcards, attempt: attempt * math.ceil(minutes)}
 
 

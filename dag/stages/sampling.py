@@ -73,23 +73,52 @@ def trace(run: dict, predict, diffusion: Diffusion, size: int, seeds: list[int],
 
 
 def sample(
-    study: Study, *, run: str, unet: Path, heads: Path, prior: Path, out: Path, scale: Path | None = None, first: int | None = None, stop: int | None = None
+    study: Study,
+    *,
+    run: list[str],
+    unet: Path,
+    heads: list[Path],
+    prior: list[Path],
+    out: list[Path],
+    scale: Path | None = None,
+    first: int | None = None,
+    stop: int | None = None,
 ) -> None:
-    """Draw the samples of one run: images, seeds, and the guidance's telemetry.
+    """Draw the samples of runs one after the other, with one U-Net: images, seeds, and the guidance's telemetry.
 
-    first, stop: draw only the seeds from first to before stop, a shard of the run. Batches that an earlier try finished are kept.
+    heads, prior, out: one for each run, in the order of run. first, stop: draw only the seeds from first to before stop, a shard of a single run.
+    Batches that an earlier try finished are kept, and a run that is there already, whole and of the same recipe, stays as it is.
     """
-    started = time.time()
-    row = resolve(study.run(run), scale)
-    plain, diffusion, size = predictor(study, unet)
-    predict = guided(study, row, plain, heads, prior)
-    first, stop = (row["first_seed"] if first is None else first), (row["first_seed"] + row["n"] if stop is None else stop)
-    recipe = sample_recipe(study, row, [unet, heads, prior])
+    if len({len(run), len(heads), len(prior), len(out)}) > 1:
+        raise ValueError(f"{len(run)} runs, {len(heads)} files of heads, {len(prior)} priors and {len(out)} files to write, expected one of each for a run")
+    if (first, stop) != (None, None) and len(run) > 1:
+        raise ValueError(f"first and stop are a shard of one run, but there are {len(run)}: {', '.join(run)}")
+    plain, done = predictor(study, unet), []
+    for name, its_heads, its_prior, its_out in zip(run, heads, prior, out, strict=True):
+        row = resolve(study.run(name), scale)
+        files = [unet, its_heads, its_prior]
+        study.inputs = [*files, *([scale] if scale else [])]
+        start = row["first_seed"] if first is None else first
+        seeds = range(start, row["first_seed"] + row["n"] if stop is None else stop)
+        done.append(_sample(study, row, seeds, plain, files, its_out))
+    # Not before: where a job ends early, Snakemake removes what it has written, and the batches are all there is of the runs before.
+    for drawn in done:
+        drawn.clear()
+
+
+def _sample(study: Study, row: dict, seeds: range, plain: tuple[UNetPredictor, Diffusion, int], files: list[Path], out: Path) -> Drawn:
+    """Write the samples of some seeds of a run, and what drew them. files: U-Net, heads, prior."""
+    started, (unet, diffusion, size) = time.time(), plain
+    recipe = sample_recipe(study, row, files)
     drawn = Drawn(out, recipe, study["sampling"]["batch_size"])
-    batches = split(first, stop - first, study["sampling"]["batch_size"])
+    if drawn.has_all(seeds):
+        return drawn
+    predict = guided(study, row, unet, *files[1:])
+    drawn.take_in_earlier()
+    batches = split(seeds.start, len(seeds), study["sampling"]["batch_size"])
     missing = [batch for batch in batches if drawn.find(*batch) is None]
     with noticing() as asked_to_stop:
-        for start, end in tqdm(missing, desc=run, unit="batch", disable=None):
+        for start, end in tqdm(missing, desc=row["run"], unit="batch", disable=None):
             records: list[dict] = []
 
             def watch(step, records=records) -> None:
@@ -97,13 +126,13 @@ def sample(
                 if signal := asked_to_stop():
                     raise Interrupted(signal, f"{out} keeps its {len(drawn.parts)} finished batches")
 
-            clock, seeds = time.perf_counter(), list(range(start, end))
-            images = to_uint8(trace(row, predict, diffusion, size, seeds, study, watch))
-            facts = {"seconds_per_sample": (time.perf_counter() - clock) / len(seeds), "unet_evaluations": len(records)}
-            drawn.add({"images": images, "seeds": np.array(seeds), **_stack(records)}, unet_gradients=sum("grad_rms" in r for r in records), **facts)
+            clock, batch = time.perf_counter(), list(range(start, end))
+            images = to_uint8(trace(row, predict, diffusion, size, batch, study, watch))
+            facts = {"seconds_per_sample": (time.perf_counter() - clock) / len(batch), "unet_evaluations": len(records)}
+            drawn.add({"images": images, "seeds": np.array(batch), **_stack(records)}, unet_gradients=sum("grad_rms" in r for r in records), **facts)
     facts = drawn.join(batches)
-    write_provenance(out, study, started, run=row, seeds=[first, stop - first], recipe=recipe, **facts)
-    drawn.clear()
+    write_provenance(out, study, started, run=row, seeds=[seeds.start, len(seeds)], recipe=recipe, **facts)
+    return drawn
 
 
 def sample_recipe(study: Study, row: dict, files: list[Path]) -> str:

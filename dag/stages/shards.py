@@ -17,9 +17,11 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from dag.stages.artefacts import write_provenance, writing
+from dag.stages.artefacts import content_hash, write_provenance, writing
 from dag.stages.data import read
+from dag.stages.sheet import in_sweep
 from dag.stages.study import Study
 
 FACTS = ("seconds_per_sample", "unet_evaluations", "unet_gradients")
@@ -29,6 +31,14 @@ def split(first: int, count: int, size: int | None) -> list[tuple[int, int]]:
     """[start, stop) of the parts of `count` seeds from `first`; size None: one part."""
     size = size or count
     return [(start, min(start + size, first + count)) for start in range(first, first + count, size)]
+
+
+def together(runs: pd.DataFrame, size: int) -> list[list[str]]:
+    """The runs that one process draws, at most `size`: in the order of the sheet, those that find the best weights, that wait for these, and others apart."""
+    kinds: dict[tuple, list[str]] = {}
+    for name, row in runs.iterrows():
+        kinds.setdefault((in_sweep(row.tables), "best" in (row.w_dc, row.w_dp)), []).append(name)
+    return [names[i : i + size] for names in kinds.values() for i in range(0, len(names), size)]
 
 
 class Drawn:
@@ -41,24 +51,32 @@ class Drawn:
     def __init__(self, out: Path, recipe: str, size: int):
         self.out, self.recipe, self.size = Path(out), recipe, size
         self.folder = self.out.parent / f".{self.out.stem}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._take_in_earlier()
         self.parts: dict[Path, range] = {}
+
+    def has_all(self, seeds: range) -> bool:
+        """Whether `out` holds just these seeds, of this recipe, whole."""
+        try:
+            about = json.loads(self.out.with_suffix(".json").read_text())
+            same = about["recipe"] == self.recipe and about["seeds"] == [seeds.start, len(seeds)]
+            return same and content_hash(self.out) == about["outputs"][str(self.out)]["sha256"]
+        except (OSError, ValueError, LookupError):
+            return False
+
+    def take_in_earlier(self) -> None:
+        """See which batches are there. An earlier `out` moves among them: from now on nothing of it can be lost."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = self.out.with_suffix(".json")
+        if self.out.exists() and about.exists():
+            os.replace(about, self.folder / "earlier.json")
+            os.replace(self.out, self.folder / "earlier.npz")
         for path in sorted(self.folder.glob("*.npz")):
             try:
-                if _facts(path)["recipe"] != recipe:
+                if _facts(path)["recipe"] != self.recipe:
                     raise ValueError("drawn by another recipe")
                 self.parts[path] = _seed_range(path)
             except (ValueError, LookupError) as error:
                 warnings.warn(f"{path}: {error}; drawn again", stacklevel=2)
                 path.unlink()
-
-    def _take_in_earlier(self) -> None:
-        """Move an earlier output among the batches: from now on nothing of it can be lost."""
-        about = self.out.with_suffix(".json")
-        if self.out.exists() and about.exists():
-            os.replace(about, self.folder / "earlier.json")
-            os.replace(self.out, self.folder / "earlier.npz")
 
     def find(self, start: int, stop: int) -> tuple[Path, slice] | None:
         """The file that has the batch of the seeds [start, stop), and its rows there."""
@@ -84,7 +102,8 @@ class Drawn:
 
     def clear(self) -> None:
         """Drop the batches, once `out` and its provenance are written."""
-        shutil.rmtree(self.folder)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
 
 def join(study: Study, *, run: str, parts: list[Path], out: Path) -> None:

@@ -17,7 +17,7 @@ from dag.stages.networks import faults, safetensors_size
 from dag.stages.sheet import GUIDED, in_sweep, read_sheet
 from dag.stages.validation import StudyError, validate
 
-COMPUTE = {"device": "auto", "shard_size": None, "cores": 1, "gflops": 10}
+COMPUTE = {"device": "auto", "shard_size": None, "runs_per_job": 1, "cores": 1, "gflops": 10}
 
 
 class Study:

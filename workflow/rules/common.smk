@@ -97,9 +97,9 @@ def unet_stamp(stage, *sections):
     return f"{stamp(stage, *sections)}-{STUDY.weights_hash()}"
 
 
-def run_stamp(wildcards):
+def run_stamp(run):
     """A run depends on its own row of the sheet, not on the others."""
-    return f"{unet_stamp('sampling', 'sampling')}-{STUDY.run_hash(wildcards.run)}"
+    return f"{unet_stamp('sampling', 'sampling')}-{STUDY.run_hash(run)}"
 
 
 def shard_stamp(wildcards):

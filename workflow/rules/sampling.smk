@@ -1,38 +1,44 @@
 # Samples of every row of the run sheet.
-from dag.stages.shards import split
+from dag.stages.shards import split, together
 
 
-def heads_of(wildcards):
-    return f"{RESULTS}/models/heads/{heads_name(wildcards.run)}.safetensors"
+def heads_of(run):
+    return f"{RESULTS}/models/heads/{heads_name(run)}.safetensors"
 
 
-def scale_of(wildcards):
+def scale_of(run):
     """Only a run with a weight `best` waits for the sweep."""
-    return f"{RESULTS}/metrics/scale.json" if "best" in tuple(RUNS.loc[wildcards.run, ["w_dc", "w_dp"]]) else []
+    return f"{RESULTS}/metrics/scale.json" if "best" in tuple(RUNS.loc[run, ["w_dc", "w_dp"]]) else []
 
 
-def prior_of(wildcards):
-    return f"{RESULTS}/models/prior{prior_name(wildcards.run)}"
+def prior_of(run):
+    return f"{RESULTS}/models/prior{prior_name(run)}"
+
+
+def scale_option(wildcards, input):
+    return f"--scale {input.scale}" if input.scale else ""
 
 
 SHARDS = {run: split(RUNS.first_seed[run], RUNS.n[run], STUDY.compute["shard_size"]) for run in RUNS.index}
 SPLIT = [run for run in RUNS.index if len(SHARDS[run]) > 1]
+# Lists of runs that one job draws.
+TOGETHER = together(RUNS.drop(index=SPLIT), STUDY.compute["runs_per_job"])
 # Whatever is wrong with assets, with pictures, or with the networks of others that judge and describe shows before the first of the long jobs.
 CHECKED = [
     *ASSETS,
     *([] if STUDY.drawn else expand(f"{RESULTS}/data/{{use}}.npz", use=USES)),
     *([MOMENTS] if "weights" in config["evaluation"] or "model" in config["judge"] else []),
 ]
-# Names of all sampling jobs: the run, or run/first seed for each of its shards.
-DRAWN = [part for run in RUNS.index for part in ([f"{run}/{first}" for first, _ in SHARDS[run]] if run in SPLIT else [run])]
+# Names of all sampling jobs: the run, of several the first, or run/first seed for each shard.
+DRAWN = [*(runs[0] for runs in TOGETHER), *(f"{run}/{first}" for run in SPLIT for first, _ in SHARDS[run])]
 
 
 rule sample:
     input:
         unet=unet,
-        heads=heads_of,
-        prior=prior_of,
-        scale=scale_of,
+        heads=lambda w: heads_of(w.run),
+        prior=lambda w: prior_of(w.run),
+        scale=lambda w: scale_of(w.run),
         checked=[ancient(file) for file in CHECKED],
     output:
         # Not removed before the job: where a run grows, it draws only what is not there.
@@ -43,16 +49,16 @@ rule sample:
     benchmark:
         f"{RESULTS}/benchmarks/sample/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(set(RUNS.index) - set(SPLIT)),
+        run=one_of(runs[0] for runs in TOGETHER if len(runs) == 1),
     threads: 1
     resources:
         **asked(STUDY, "sample"),
         gpu=GPU,
     params:
         command=dag("sample"),
-        scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
+        scale=scale_option,
         seeds="",
-        stamp=run_stamp,
+        stamp=lambda w: run_stamp(w.run),
     shell:
         "{params.command} --run {wildcards.run} {params.seeds} --unet {input.unet} --heads {input.heads}"
         " --prior {input.prior} {params.scale} --out {output.samples} 2> {log}"
@@ -72,9 +78,43 @@ use rule sample as sample_shard with:
         first=r"\d+",
     params:
         command=dag("sample"),
-        scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
+        scale=scale_option,
         seeds=lambda w: "--first {} --stop {}".format(*next(shard for shard in SHARDS[w.run] if shard[0] == int(w.first))),
         stamp=shard_stamp,
+
+
+# With compute.runs_per_job: the same job for several runs, a rule for each list of them, whose names have nothing in common for a wildcard.
+for runs in TOGETHER:
+    if len(runs) > 1:
+
+        rule:
+            name:
+                f"sample_from_{runs[0]}"
+            input:
+                unet=unet,
+                heads=[heads_of(run) for run in runs],
+                prior=[prior_of(run) for run in runs],
+                scale=scale_of(runs[0]),
+                checked=[ancient(file) for file in CHECKED],
+            output:
+                samples=[update(f"{RESULTS}/samples/{run}.npz") for run in runs],
+                provenance=[update(f"{RESULTS}/samples/{run}.json") for run in runs],
+            log:
+                f"{RESULTS}/logs/sample/{runs[0]}.log",
+            benchmark:
+                f"{RESULTS}/benchmarks/sample/{runs[0]}.tsv"
+            threads: 1
+            resources:
+                **asked(STUDY, "sample", times=len(runs)),
+                gpu=GPU,
+            params:
+                command=dag("sample"),
+                runs=runs,
+                scale=scale_option,
+                stamp=[run_stamp(run) for run in runs],
+            shell:
+                "{params.command} --run {params.runs} --unet {input.unet} --heads {input.heads}"
+                " --prior {input.prior} {params.scale} --out {output.samples} 2> {log}"
 
 
 rule join:
@@ -104,10 +144,10 @@ TRAJECTORY = config["figures"]["guided"]
 rule trajectory:
     input:
         unet=unet,
-        heads=lambda w: heads_of(type("Guided", (), {"run": TRAJECTORY})),
-        prior=f"{RESULTS}/models/prior{prior_name(TRAJECTORY)}",
+        heads=heads_of(TRAJECTORY),
+        prior=prior_of(TRAJECTORY),
         # The run's own samples say that its weights are settled; they are read from the same place.
-        scale=lambda w: scale_of(type("Guided", (), {"run": TRAJECTORY})),
+        scale=scale_of(TRAJECTORY),
     output:
         f"{RESULTS}/samples/trajectory.npz",
     log:
@@ -121,7 +161,7 @@ rule trajectory:
     params:
         command=dag("trajectory"),
         run=TRAJECTORY,
-        scale=lambda w, input: f"--scale {input.scale}" if input.scale else "",
-        stamp=lambda w: run_stamp(type("Guided", (), {"run": TRAJECTORY})) + STUDY.section_hash("figures"),
+        scale=scale_option,
+        stamp=lambda w: run_stamp(TRAJECTORY) + STUDY.section_hash("figures"),
     shell:
         "{params.command} --run {params.run} --unet {input.unet} --heads {input.heads} --prior {input.prior} {params.scale} --out {output} 2> {log}"
