@@ -75,8 +75,8 @@ use rule sample as gain_sample with:
     input:
         unet=f"{SHORT}/unet",
         heads=lambda w: f"{RESULTS}/gain/{w.images}/heads/{heads_name(w.run)}.safetensors",
-        prior=prior_of,
-        scale=scale_of,
+        prior=lambda w: prior_of(w.run),
+        scale=lambda w: scale_of(w.run),
     output:
         samples=update(f"{SHORT}/samples/{{run}}.npz"),
         provenance=update(f"{SHORT}/samples/{{run}}.json"),
