@@ -34,17 +34,24 @@ def code_hash(*modules: str) -> str:
         path = _module_file(module)
         if path is None or str(path) in seen:
             continue
-        text = path.read_text()
-        seen[str(path)] = digest(text)
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dag"):
-                queue += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Import):
-                queue += [alias.name for alias in node.names if alias.name.startswith("dag.")]
+        seen[str(path)], imported = _read_module(path)
+        queue += imported
     # The study's own modules plan and check; what it hands to stages, sections and rows, has hashes of its own. The package's names compute nothing.
     for planning in ("stages/study.py", "stages/sheet.py", "stages/networks.py", "stages/validation.py", "__init__.py"):
         seen.pop(str(PACKAGE / planning), None)
     return digest(json.dumps(sorted(seen.values())))
+
+
+@cache
+def _read_module(path: Path) -> tuple[str, list[str]]:
+    """Hash of a module's text, and the modules of dag that it may import (among names that are none)."""
+    text, names = path.read_text(), []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dag"):
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names if alias.name.startswith("dag.")]
+    return digest(text), names
 
 
 def content_hash(path: str | Path) -> str:

@@ -95,7 +95,7 @@ class Study:
 
     def variant_of(self, name: str, network: str) -> str:
         """The variant that changes the "heads" or the "prior" of a run; "" where those are the study's own."""
-        variant = self.runs.variant[name]
+        variant = self.runs.at[name, "variant"]
         sections = {dotted.partition(".")[0] for dotted in (self._variant(variant) if variant != "none" else ())}
         return variant if sections & {network, "depth"} else ""
 

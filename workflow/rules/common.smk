@@ -3,6 +3,7 @@ import os
 import shlex
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
@@ -69,6 +70,7 @@ def unet(wildcards):
     return path
 
 
+@cache
 def stamp(stage, *sections, study=STUDY):
     """What a rule depends on besides its files: the code of its stage and the config sections that it reads."""
     code = code_hash(f"stages.{stage}")
@@ -102,10 +104,10 @@ def run_stamp(run):
     return f"{unet_stamp('sampling', 'sampling')}-{STUDY.run_hash(run)}"
 
 
-def shard_stamp(wildcards):
+@cache
+def shards_stamp(run):
     """Of the seeds of a run, a shard depends on its own."""
-    seeds = STUDY.run_hash(wildcards.run, "n", "first_seed"), wildcards.first
-    return f"{unet_stamp('sampling', 'sampling')}-{'-'.join(seeds)}"
+    return f"{unet_stamp('sampling', 'sampling')}-{STUDY.run_hash(run, 'n', 'first_seed')}"
 
 
 def one_of(names):
@@ -133,14 +135,14 @@ def measured(*tables):
 
 def heads_name(run):
     """Of the heads that guide a run, as their file is called."""
-    count, variant = RUNS.heads[run], STUDY.variant_of(run, "heads")
+    count, variant = RUNS.at[run, "heads"], STUDY.variant_of(run, "heads")
     return f"labels{config['heads']['guide'] if count == 'guide' else count}{'_' if variant else ''}{variant}"
 
 
 def prior_name(run):
     """Of the prior that guides a run, as its folder ends."""
     variant = STUDY.variant_of(run, "prior")
-    return f"{RUNS.prior[run]}{'_' if variant else ''}{variant}{'_shuffled' if RUNS.control[run] == 'shuffled_prior' else ''}"
+    return f"{RUNS.at[run, 'prior']}{'_' if variant else ''}{variant}{'_shuffled' if RUNS.at[run, 'control'] == 'shuffled_prior' else ''}"
 
 
 COMPARISON = next(iter(compared_in(RUNS.tables)), "table1")

@@ -2,15 +2,18 @@
 from dag.stages.shards import split, together
 
 
+@cache
 def heads_of(run):
     return f"{RESULTS}/models/heads/{heads_name(run)}.safetensors"
 
 
+@cache
 def scale_of(run):
     """Only a run with a weight `best` waits for the sweep."""
-    return f"{RESULTS}/metrics/scale.json" if "best" in tuple(RUNS.loc[run, ["w_dc", "w_dp"]]) else []
+    return f"{RESULTS}/metrics/scale.json" if "best" in (RUNS.at[run, "w_dc"], RUNS.at[run, "w_dp"]) else []
 
 
+@cache
 def prior_of(run):
     return f"{RESULTS}/models/prior{prior_name(run)}"
 
@@ -80,7 +83,7 @@ use rule sample as sample_shard with:
         command=dag("sample"),
         scale=scale_option,
         seeds=lambda w: "--first {} --stop {}".format(*next(shard for shard in SHARDS[w.run] if shard[0] == int(w.first))),
-        stamp=shard_stamp,
+        stamp=lambda w: f"{shards_stamp(w.run)}-{w.first}",
 
 
 # With compute.runs_per_job: the same job for several runs, a rule for each list of them, whose names have nothing in common for a wildcard.
