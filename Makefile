@@ -17,10 +17,12 @@ WITH_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 READY := .venv/.ready-$(shell { pwd; cat pyproject.toml constraints.txt; } | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help study paper test clean
+.PHONY: help setup study paper test clean
 
 help: ## Show this text
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1@\2/p' $(MAKEFILE_LIST) | tr '@' '\t'
+
+setup: $(READY) ## Set up .venv, which study and test do by themselves
 
 study: $(READY) ## Run the study: results/rooms, or the study of CONFIG=config/<study>.yaml
 	@$(WITH_VENV) snakemake --cores $(CORES) $(ARGS) --configfile $(CONFIG)

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# A Slurm cluster of one node on this machine's loopback interface, for tests: `cluster.sh install | up | down`, as root on Debian.
+# A Slurm cluster of one node on this machine's loopback interface, for tests: `cluster.sh install | up | down | remove`, as root on Debian.
 # It runs without systemd, cgroups and accounting; its GPUs are character devices that act like /dev/null, so that Slurm counts
-# them and sets CUDA_VISIBLE_DEVICES as on a real node. `down` ends the daemons that `up` started, by the ids they wrote.
+# them and sets CUDA_VISIBLE_DEVICES as on a real node. `down` ends the daemons that `up` started, by the ids they wrote; `remove` takes
+# away the packages that `install` brought. Between `install` and `up`, and after `down`, every call of Snakemake on the machine takes ten seconds
+# longer: its Slurm plugin asks the controller for its settings, and the command that it asks with (`scontrol show config`) waits that long for one.
 # Settings: CLUSTER_CPUS (4), CLUSTER_GPUS (2), CLUSTER_DIR (/var/lib/dag-test-cluster).
 set -euo pipefail
 
 dir=${CLUSTER_DIR:-/var/lib/dag-test-cluster} cpus=${CLUSTER_CPUS:-4} gpus=${CLUSTER_GPUS:-2}
 written="# written by tests/slurm/cluster.sh"
+installed=/var/lib/dag-test-cluster.packages
 # The default place: the plugin hides SLURM_CONF from the commands that it starts inside a job.
 etc=/etc/slurm
 
@@ -90,6 +93,19 @@ up() {
     wait_for "the node" ready
 }
 
+install_packages() {
+    dpkg-query --show --showformat '${Package}\n' | sort >"$installed.before"
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge
+    dpkg-query --show --showformat '${Package}\n' | sort | comm -13 "$installed.before" - >>"$installed"
+    rm "$installed.before"
+}
+
+remove_packages() {
+    if [ ! -s "$installed" ]; then return; fi
+    DEBIAN_FRONTEND=noninteractive xargs apt-get purge --yes <"$installed"
+    rm "$installed"
+}
+
 down() {
     local name pid try
     if running slurmctld; then squeue --noheader --format=%A | xargs --no-run-if-empty scancel || true; fi
@@ -111,8 +127,7 @@ down() {
 
 [ "$(id -u)" = 0 ] || fail "needs root"
 case ${1:-} in
-    install) DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge ;;
-    up) up ;;
-    down) down ;;
-    *) fail "expected install, up or down, not '${1:-}'" ;;
+    install | remove) "$1_packages" ;;
+    up | down) "$1" ;;
+    *) fail "expected install, up, down or remove, not '${1:-}'" ;;
 esac

@@ -120,6 +120,7 @@ rule scale:
         f"{RESULTS}/logs/scale/scale.log",
     benchmark:
         f"{RESULTS}/benchmarks/scale/scale.tsv"
+    localrule: True
     threads: 1
     params:
         command=dag("scale"),
@@ -163,6 +164,7 @@ rule runs:
         f"{RESULTS}/logs/runs/runs.log",
     benchmark:
         f"{RESULTS}/benchmarks/runs/runs.tsv"
+    localrule: True
     threads: 1
     params:
         command=dag("runs"),
