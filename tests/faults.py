@@ -189,7 +189,7 @@ def read_only(trial: Trial) -> str:
             path.unlink()  # of the kill
         for path in (trial.folder / "out").rglob("*.tmp"):
             path.unlink()
-    return refused(status, line, "Read-only")
+    return refused(status, line, "Read-only") if status else ""  # 0: all was written before the kill
 
 
 def other_config(trial: Trial) -> str:

@@ -17,6 +17,7 @@ from dag.heads import build_heads
 from dag.interruption import Interrupted
 from dag.sampling import SampleRNG
 from dag.stages import sampling
+from dag.stages.artefacts import content_hash
 from dag.stages.shards import join, split, together
 from dag.stages.study import Study, StudyError
 from dag.unet import feature_shapes
@@ -166,6 +167,24 @@ def test_a_run_that_shrinks_draws_nothing(files, whole, tmp_path, traced):
     assert traced == []
     assert np.array_equal(fewer["images"], whole["images"][:8])
     assert np.array_equal(fewer["grad_rms"], whole["grad_rms"][:, :8])
+
+
+def test_a_run_that_is_there_stays_and_its_record_follows_its_inputs(files, tmp_path, traced):
+    """The optimum of another kind of run moves: this one is not drawn again, but its record must not tell of a file that is gone."""
+    out, scale, made = tmp_path / "both.npz", tmp_path / "scale.json", study(8, w_dc="best")
+    scale.write_text(json.dumps({"dcg+dpg": {"w_dc": 30}, "dcg": {"w_dc": 10}}))
+    first = draw(files, out, made, scale=scale)
+    inode = out.stat().st_ino
+    assert same(draw(files, out, made, scale=scale), first)
+    assert out.stat().st_ino == inode
+    scale.write_text(json.dumps({"dcg+dpg": {"w_dc": 30}, "dcg": {"w_dc": 20}}))
+    assert same(draw(files, out, made, scale=scale), first)
+    assert traced == [3, 7]
+    assert json.loads((tmp_path / "both.json").read_text())["inputs"][str(scale)] == content_hash(scale)
+    out.write_bytes(out.read_bytes()[:-50])
+    with pytest.warns(UserWarning, match="drawn again"):
+        assert same(draw(files, out, made, scale=scale), first)
+    assert traced == [3, 7] * 2
 
 
 @pytest.mark.parametrize("size", [4, 12])

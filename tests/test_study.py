@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import re
 from pathlib import Path
@@ -215,3 +217,29 @@ def test_weights_are_known_by_their_content(tmp_path):
         weights.write_bytes(content)
         hashes.append(study(unet__path=str(tmp_path)).weights_hash())
     assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_study_is_made_by_one_process_at_a_time(tmp_path, monkeypatch):
+    made, other = study(), study(downstream__seeds=3)
+    monkeypatch.chdir(tmp_path)
+    made.save()
+    saved = made.saved_config.read_text()
+    with pytest.raises(StudyError, match="results/smoke: another Snakemake is making this study; wait for its end, or give yours another `study` name"):
+        other.save()
+    assert made.saved_config.read_text() == saved
+    del made
+    other.save()
+    assert yaml.safe_load(other.saved_config.read_text())["downstream"]["seeds"] == 3
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    made = study()
+    monkeypatch.chdir(tmp_path)
+
+    def unknown(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.warns(UserWarning, match="results/smoke: its file system has no locks .*start no second Snakemake"):
+        made.save()
+    assert made.saved_config.exists()

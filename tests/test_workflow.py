@@ -164,6 +164,10 @@ def test_several_runs_in_one_process_have_the_bits_of_jobs_of_their_own(study, t
     sheet = folder / "config" / "runs" / "smoke.tsv"
     rows = [line.split("\t") for line in sheet.read_text().splitlines()]
     sheet.write_text("\n".join("\t".join([*row[:2], "5", *row[3:]] if row[0] == "equal_compute" else row) for row in rows) + "\n")
+    judged = [f"results/smoke/judged/{name}.npz" for name in names]
+    plan = snakemake(folder, "-n", *judged, config="config/several.yaml")
+    # The price: what stands on the runs beside it is made again, too (config/README.md, compute.runs_per_job).
+    assert set(re.findall(r"^(sample\S*|describe)\s+(\d+)$", plan.stdout + plan.stderr, re.M)) == {("sample_from_baseline", "1"), ("describe", "2")}
     done = snakemake(folder, "--cores", "1", *files, config="config/several.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     changed = [file for file in files if content_hash(folder / file) != content_hash(study / file)]

@@ -111,7 +111,7 @@ def _sample(study: Study, row: dict, seeds: range, plain: tuple[UNetPredictor, D
     started, (unet, diffusion, size) = time.time(), plain
     recipe = sample_recipe(study, row, files)
     drawn = Drawn(out, recipe, study["sampling"]["batch_size"])
-    if drawn.has_all(seeds):
+    if drawn.has_all(seeds, study.inputs):
         return drawn
     predict = guided(study, row, unet, *files[1:])
     drawn.take_in_earlier()

@@ -53,11 +53,12 @@ class Drawn:
         self.folder = self.out.parent / f".{self.out.stem}"
         self.parts: dict[Path, range] = {}
 
-    def has_all(self, seeds: range) -> bool:
-        """Whether `out` holds just these seeds, of this recipe, whole."""
+    def has_all(self, seeds: range, inputs: list[Path]) -> bool:
+        """Whether `out` holds just these seeds, of this recipe and made from these files, whole."""
         try:
             about = json.loads(self.out.with_suffix(".json").read_text())
             same = about["recipe"] == self.recipe and about["seeds"] == [seeds.start, len(seeds)]
+            same = same and about["inputs"] == {str(path): content_hash(path) for path in inputs}
             return same and content_hash(self.out) == about["outputs"][str(self.out)]["sha256"]
         except (OSError, ValueError, LookupError):
             return False

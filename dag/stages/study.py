@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
+import fcntl
 import hashlib
 import json
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -155,8 +158,21 @@ class Study:
         return digest(json.dumps({k: v for k, v in self.run(name).items() if k not in ("tables", *without)}, sort_keys=True, default=str))
 
     def save(self) -> None:
-        """Write the config as it was resolved, and the run sheet, for the stages to read: later edits do not reach a study under way."""
+        """Write the config as it was resolved, and the run sheet, for the stages to read: later edits do not reach a study under way.
+
+        The study is this process's alone until it ends, however it ends. Raises StudyError where it is another's.
+        """
         sheet, config = self.root / "runs.tsv", self.saved_config
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._held = open(self.root / ".lock", "a")  # noqa: SIM115 the kernel drops a lock with its file
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"{self.root}: another Snakemake is making this study; wait for its end, or give yours another `study` name") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            warnings.warn(f"{self.root}: its file system has no locks ({error.strerror}); start no second Snakemake on this study", stacklevel=2)
         with writing(sheet) as aside:
             self.runs.to_csv(aside, sep="\t")
         with writing(config) as aside:

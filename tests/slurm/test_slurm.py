@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import snakemake
+from conftest import checkout, snakemake
 
 HERE = Path(__file__).parent
 MISSING = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(name) is None]
@@ -72,6 +72,15 @@ def test_the_study_on_slurm_makes_the_same_tables(cluster, study, again, monkeyp
     for run in ("baseline", "both", "ddpm_both", "sweep_dc30"):
         # Two fake GPUs; each job saw the one that Slurm gave it.
         assert json.loads((again / "results" / "smoke" / "samples" / f"{run}.json").read_text())["visible_devices"] in ("0", "1")
+
+
+def test_arrays_that_the_plugin_would_not_submit_whole_are_refused(cluster, tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    done = snakemake(checkout(tmp_path), "--profile", "slurm", "--jobs", "4")
+    assert done.returncode != 0
+    assert re.findall(r"^snakemake: jobs is 4 and max-jobs-per-timespan 1000, expected at least \d+, the jobs of this plan: ", done.stderr, re.M), done.stderr
+    assert "SLURM jobid" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def without_times(table: Path) -> str:

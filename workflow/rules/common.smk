@@ -32,18 +32,21 @@ CONFIG = str(STUDY.saved_config)
 
 
 def check_arrays():
-    """Refuse to start where the Slurm plugin would forget jobs of an array: those of a rule that may not all start at once (its issue 473)."""
-    slots, rate = workflow.resource_settings.nodes, workflow.scheduling_settings.max_jobs_per_timespan
-    if getattr(workflow.executor_settings, "array_jobs", None) and min(slots, rate.max_jobs) < len(DRAWN):
+    """Refuse to start where the Slurm plugin would forget jobs of an array: it does where not all that are ready may start at once (its issue 473)."""
+    slots, rate, count = workflow.resource_settings.nodes, workflow.scheduling_settings.max_jobs_per_timespan, len(workflow.dag)
+    if getattr(workflow.executor_settings, "array_jobs", None) and min(slots, rate.max_jobs) < count:
         sys.exit(
-            f"snakemake: jobs is {slots} and max-jobs-per-timespan {rate.max_jobs}, expected at least {len(DRAWN)}, the jobs that sample: "
+            f"snakemake: jobs is {slots} and max-jobs-per-timespan {rate.max_jobs}, expected at least {count}, the jobs of this plan: "
             "raise both in profiles/slurm/config.yaml, or remove slurm-array-jobs there"
         )
 
 
 onstart:
     check_arrays()
-    STUDY.save()
+    try:
+        STUDY.save()
+    except (StudyError, OSError) as error:
+        sys.exit(f"snakemake: {error}")
 
 
 def ending(names):
