@@ -548,11 +548,13 @@ def test_timings_extend_readings_to_the_end_and_count_startup(tmp_path):
     for rule, name, line in (("sample", "a", "31.0\t0\t800.0\t90\t15.5"), ("sample", "b", "15.5\t0\t900.0\t90\t15.5"), ("scale", "c", "0.2\t0\tNA\tNA\tNA")):
         (folder / rule).mkdir(parents=True, exist_ok=True)
         (folder / rule / f"{name}.tsv").write_text(header + line + "\n")
-    text = timings.build(timings.read_benchmarks(sorted(map(str, folder.rglob("*.tsv")))), {"plain": 1.0, "network": 1.0}, snakemake_seconds=3.3)
-    # 31 CPU s (read last at 15.5 s of 31) + 15.5 + 0.2 (never read: taken as busy) + 3.3 of Snakemake = 50; start-up: 3 x 1 + 3.3.
+    text = timings.build(
+        timings.read_benchmarks(sorted(map(str, folder.rglob("*.tsv")))), {"plain": 0.1, "torch": 1.0, "diffusers": 1.1}, snakemake_seconds=3.3
+    )
+    # 31 CPU s (read last at 15.5 s of 31) + 15.5 + 0.2 (never read: taken as busy) + 3.3 of Snakemake = 50; start-up: 2 x 1.1 + 0.1 + 3.3.
     assert "| sample | 2 | 46.5 | 46.5 | 93.0% | 900 |" in text
     assert "| scale | 1 | 0.2 | 0.2 | 0.4% | – |" in text
-    assert "**Start-up: 12.6% of all CPU time**" in text
+    assert "**Start-up: 11.2% of all CPU time**: 2 jobs × 1.10 s of imports (diffusers), 0 jobs × 1.00 s of imports (torch), 1 jobs × 0.10 s" in text
 
 
 SNAKEFILE = """

@@ -6,7 +6,11 @@ import subprocess
 import sys
 
 START = "import dag.__main__; dag.__main__.collect_seldom(); import "
-KINDS = {"plain": START + "dag.stages.evaluation", "network": START + "dag.stages.sampling, diffusers.models.unets.unet_2d"}
+KINDS = {
+    "plain": START + "dag.stages.evaluation",
+    "torch": START + "dag.stages.models, torch._dynamo",  # which optimisers import
+    "diffusers": START + "dag.stages.sampling, diffusers.models.unets.unet_2d",
+}
 REPEATS = 3  # the least of them: a start beside a busy neighbour costs more
 
 

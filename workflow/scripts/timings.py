@@ -12,15 +12,19 @@ import psutil
 _SHORT, _SHORT_UNTIL, _LONG = 0.5, 15.5, 30.0
 
 
-PLAIN = {"prepare", "measure", "scale", "runs"}  # rules whose jobs load no network
+# What rules' jobs import, where it is less than all.
+PLAIN = {"prepare", "measure", "moments", "scale", "runs", "geometry", "join"}
+TORCH = {"heads", "known_answers", "downstream"}
 
 
 def build(benchmarks: dict[str, pd.DataFrame], startup: dict[str, float], snakemake_seconds: float) -> str:
-    """Markdown. benchmarks: per rule, the rows of its benchmark files. startup: CPU seconds that a "plain" and a "network" job import for."""
+    """Markdown. benchmarks: per rule, the rows of its benchmark files. startup: CPU seconds of a job's imports, "plain", "torch", "diffusers"."""
     rows = {rule: _summary(frame) for rule, frame in benchmarks.items()}
     jobs, wall, cpu, peak = (list(column) for column in zip(*rows.values(), strict=True))
-    plain = sum(n for rule, n in zip(rows, jobs, strict=True) if rule in PLAIN)
-    imports = plain * startup["plain"] + (sum(jobs) - plain) * startup["network"]
+    of_kind = dict.fromkeys(startup, 0)
+    for rule, n in zip(rows, jobs, strict=True):
+        of_kind["plain" if rule in PLAIN else "torch" if rule in TORCH else "diffusers"] += n
+    imports = sum(n * startup[kind] for kind, n in of_kind.items())
     total = sum(cpu) + snakemake_seconds
     lines = ["# Timings", "", "| rule | jobs | wall (s) | CPU (s) | share of CPU | peak memory (MB) |", "|---|---:|---:|---:|---:|---:|"]
     for rule, (n, seconds, used, memory) in sorted(rows.items(), key=lambda item: -item[1][2]):
@@ -29,9 +33,9 @@ def build(benchmarks: dict[str, pd.DataFrame], startup: dict[str, float], snakem
         f"| Snakemake itself | – | – | {snakemake_seconds:,.1f} | {snakemake_seconds / total:.1%} | – |",
         f"| **all** | {sum(jobs)} | {sum(wall):,.1f} | {total:,.1f} | 100.0% | {_number(float(np.nanmax([0, *peak])))} |",
         "",
-        f"**Start-up: {(imports + snakemake_seconds) / total:.1%} of all CPU time**: {sum(jobs) - plain} jobs × {startup['network']:.2f} s and "
-        f"{plain} × {startup['plain']:.2f} s of imports, "
-        f"and {snakemake_seconds:.1f} s of Snakemake itself in the call that wrote this file.",
+        f"**Start-up: {(imports + snakemake_seconds) / total:.1%} of all CPU time**: "
+        + ", ".join(f"{of_kind[kind]} jobs × {startup[kind]:.2f} s of imports ({kind})" for kind in ("diffusers", "torch", "plain"))
+        + f", and {snakemake_seconds:.1f} s of Snakemake itself in the call that wrote this file.",
         "",
         "Wall: summed over jobs, several of which run at once. CPU: as Snakemake reads it, every 0.5 s for 15.5 s, then every 30 s, continued at the "
         "same rate to the job's end; a job too short to be read counts as busy throughout. Peak memory: of the rule's largest job, read likewise. "
