@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,8 +133,11 @@ def load_pretrained(model: str | Path, coding: DepthCoding, output: str = "inver
     """
     try:
         from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+        from transformers.utils import logging
     except ImportError:
         raise ValueError(f"{model}: depth networks like this need transformers: pip install 'dag-depth-guidance[paper]'") from None
+    if not sys.stderr.isatty():  # a bar in a log would stand before the line that says what is wrong
+        logging.disable_progress_bar()
     folder = Path(model) if Path(model).is_dir() else from_hub(str(model))
     for name in ("config.json", "preprocessor_config.json"):
         if not (folder / name).is_file():

@@ -79,6 +79,11 @@ def test_metric_networks_keep_their_metres(dpt):
     torch.testing.assert_close(other, inverse_to_metres(raw, 0.5, 10.0, (0.0, 2.0)), rtol=1e-4, atol=1e-4)
 
 
+def test_loading_is_quiet_where_nobody_looks(dpt, capfd):
+    load_pretrained(dpt, CODING)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_network_that_gives_nan_is_named(dpt):
     model, _ = load_pretrained(dpt, CODING)
     model.network.head.head[0].bias.fill_(torch.nan)

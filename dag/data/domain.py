@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 @dataclass(frozen=True)
 class Kind:
     """module: of dag.data. options: keys of the config's `domain` besides name and size, the needed ones first. needed: how many are.
-    splits: the names of its splits where they are always the same. mixed: ranges of pictures are taken from one fixed random order,
+    splits: how many pictures its splits have, by name, where they are always the same. mixed: ranges of pictures are taken from one fixed random order,
     since neighbours are photographs of the same place.
 
     drawn: pictures are drawn from numbers, as many as one likes, so that no two uses need to share one; else they lie in files, in a
@@ -30,7 +30,7 @@ class Kind:
     options: tuple[str, ...] = ()
     needed: int = 0
     drawn: bool = False
-    splits: tuple[str, ...] = ()
+    splits: Mapping[str, int] = field(default_factory=dict)
     mixed: bool = False
 
 
@@ -38,7 +38,7 @@ DOMAINS = {
     "rooms": Kind("rooms", drawn=True),
     "streets": Kind("streets", drawn=True),
     "folder": Kind("folder", ("root", "depth_unit"), needed=1),
-    "nyu": Kind("nyu", ("root",), splits=("train", "test"), mixed=True),
+    "nyu": Kind("nyu", ("root",), splits={"train": 795, "test": 654}, mixed=True),
     "lsun": Kind("lsun", ("root", "order", "resample", "corrupt"), needed=1),
 }
 

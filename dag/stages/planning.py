@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from dag.data.domain import DOMAINS
 from dag.stages.artefacts import writing
 from dag.stages.counting import Counted, size
 from dag.stages.resources import CORE_GFLOPS, measuring
@@ -49,16 +50,23 @@ class Cost:
 
 def costs(study: Study, c: Counted) -> list[Cost]:
     """The rows of the plan, in the order of the study."""
-    uses = {use: where.count or 0 for use, where in study.uses.items() if use != "unet" and (use != "judge" or study.trains_judge)}
+    uses = {use: _pictures(study, use) for use in study.uses if use != "unet" and (use != "judge" or study.trains_judge)}
     return [*_data(study, c, uses), *_trainings(study, c), *_samples(study, c), *_measurements(study, c, uses)]
+
+
+def _pictures(study: Study, use: str) -> int:
+    """How many a use takes; of a whole split, as many as it officially has, or none where that is not known."""
+    where = study.uses[use]
+    return where.count or DOMAINS[study.domain_of(use)["name"]].splits.get(where.split, 0)
 
 
 def _data(study: Study, c: Counted, uses: dict[str, int]) -> Iterator[Cost]:
     pixels, heads, pictures = c.size**2, study["heads"], sum(uses.values())
-    yield Cost("prepare", len(uses), 0, "no network", "cores", disk=PICTURE * pixels * pictures)
+    without = sum(n for use, n in uses.items() if "estimator" in study.config and study.domain_of(use) is study["domain"])
+    yield Cost("prepare", len(uses), 0, "no network", "cores", disk=pixels * (PICTURE * pictures + DEPTH * (pictures - without)))
     if "estimator" in study.config:
         flop, weights = c.estimator
-        yield Cost("label", len(uses), pictures * flop, "pictures x estimator", weights=weights, disk=(PICTURE + DEPTH) * pixels * pictures)
+        yield Cost("label", len(uses), without * flop, "pictures without depth x estimator", weights=weights, disk=(PICTURE + DEPTH) * pixels * pictures)
     if study.imports_unet:
         yield Cost("convert unet", 1, 0, "no network", "cores", weights=size(c.unet), disk=size(c.unet))
     stored = {n: n * levels for n, levels in heads["labels"].items()}

@@ -82,8 +82,9 @@ def _few(frame: pd.DataFrame) -> pd.Series:
 def protocol_note(frame: pd.DataFrame) -> str:
     """How the distances were measured."""
     how = "; ".join(f"{extractor}, {dims} dimensions, n = {n}" for extractor, dims, n in frame[PROTOCOL].drop_duplicates().itertuples(index=False))
+    other = "" if frame["extractor"].str.startswith("inception-").all() else "; not comparable with FID of Inception features"
     return (
-        f"FID: Fréchet distance of image features to the reference images ({how}; not comparable with FID of Inception features); dFID: the same on "
+        f"FID: Fréchet distance of image features to the reference images ({how}{other}); dFID: the same on "
         "depth maps that an independent network judges. Lower is better. [95 % bootstrap intervals]; Δ: difference to the baseline of the same sampler "
         f"and seeds, paired by seed; p by permutation of the pairs, * where p < {SIGNIFICANT} and the interval leaves out 0, "
         "not corrected for the number of rows. "
