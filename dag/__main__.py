@@ -158,10 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "picture"  # samples of a model by itself, not of a run of a study
     collect_seldom()
     keep_freed_memory(large=name in SAMPLING)
-    from dag.stages.resources import processes
-    from dag.stages.study import Study
-
     try:
+        from dag.stages.resources import processes
+        from dag.stages.study import Study
+
         function = stage(name)
         options = vars(_stage_parser(name, function).parse_args(argv[1:]))
         study = [Study.load(options.pop("config"))] if "study" in inspect.signature(function).parameters else []
@@ -181,6 +181,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("DAG_TRACEBACK"):
             raise
         sys.stderr.write(f"dag {name}: {' '.join(str(error).split())}\n")
+        return 2
+    except ImportError as error:
+        if os.environ.get("DAG_TRACEBACK") or (error.name or "").partition(".")[0] == "dag":
+            raise
+        sys.stderr.write(
+            f"dag {name}: {error}: a package is missing or broken; pip install -c constraints.txt -e . in the project's folder installs what is needed\n"
+        )
         return 2
     except Interrupted as stop:
         sys.stderr.write(f"dag {name}: {stop}\n")

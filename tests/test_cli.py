@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import runpy
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import matplotlib.image
@@ -153,6 +155,29 @@ def test_the_doctor_finds_what_is_wrong(capsys, tmp_path):
         assert status == 1
         assert [line for line in out.splitlines() if line.startswith("FAIL") and expected in line], out
         assert "mend what says FAIL" in out
+
+
+def test_a_missing_package_is_told_in_a_line(capsys, monkeypatch):
+    monkeypatch.setattr("dag.stages.doctor.version", lambda name: _no_version(name) if name == "tqdm" else "1")
+    status, out, err = said(capsys, "doctor")
+    assert (status, err) == (1, "")
+    assert "FAIL packages  missing: tqdm: pip install -c constraints.txt -e ." in out
+    assert "weights" not in out  # nothing else can be asked without it
+
+    def broken(*, config: Path = Path("x")) -> int:
+        """A stage that needs what is not installed."""
+        importlib.import_module("no_such_package")
+
+    monkeypatch.setattr("dag.__main__.stage", lambda name: broken)
+    status, _, err = said(capsys, "doctor")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert err.startswith("dag doctor: No module named 'no_such_package'")
+    assert "pip install" in err
+
+
+def _no_version(name: str) -> str:
+    raise PackageNotFoundError(name)
 
 
 def test_the_doctor_notices_other_weights(capsys, tmp_path, model):

@@ -48,6 +48,8 @@ def doctor(*, config: Path = Path("config/rooms.yaml")) -> int:
         for state, found, advice in check():
             failed |= state == "FAIL"
             sys.stdout.write(f"{state:5}{name:10}{found}{f': {advice}' if advice else ''}\n")
+        if failed and name == "packages":  # without them nothing else can be asked
+            break
     command = f"snakemake --cores all --configfile {config}"
     sys.stdout.write(
         "\nmend what says FAIL, then ask again\n" if failed else f"\nnext: {command} --dry-run   shows what would run; without --dry-run runs it\n"
