@@ -284,6 +284,19 @@ def test_cells_round_numbers_and_mark_what_is_missing():
     assert Column("n", "name").texts(frame) == ["a", "b", "c"]
 
 
+def test_a_number_is_rounded_as_the_csv_has_it(tmp_path):
+    """2.67950003 is 2.6795 in the csv, whose nearest binary number is below it: both are 2.679 to a reader."""
+    from table_format import Block, Column, Table
+
+    frame = pd.DataFrame({"run": ["a", "b"], "dfid": [2.67950003, 1.0], "dfid_low": [2.7545004, 0.5], "dfid_high": [3.0, 2.0]})
+    columns = [Column("run", "run"), Column("dFID", "dfid", interval=True)]
+    paths = {kind: tmp_path / f"t.{kind}" for kind in ("csv", "md", "tex")}
+    Table(frame, "caption", "note", [Block("", frame, columns)]).write(**paths)
+    shown = [column.texts(pd.read_csv(paths["csv"])) for column in columns]
+    assert all(f"| {run} | {dfid} |" in paths["md"].read_text() for run, dfid in zip(*shown, strict=True))
+    assert shown[1][0].startswith("2.679 ")
+
+
 def test_table1_has_the_four_rows_their_intervals_and_the_floor(tables):
     frame = tables["table1_guidance"].frame
     ddim = frame[frame["sampler"] == "ddim"].set_index("guidance")

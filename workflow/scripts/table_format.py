@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 MISSING = "–"
+CSV = "%.6g"  # a number of a csv
 SIGNIFICANT = 0.05
 _TEX = str.maketrans(
     {
@@ -48,6 +49,7 @@ class Column:
     def texts(self, frame: pd.DataFrame) -> list[str]:
         digits = decimals(frame[self.digits_of or self.value]) if self.digits is None else self.digits
         parts = [self.value, f"{self.value}_low", f"{self.value}_high"] if self.interval else [self.value]
+        frame = as_written(frame[list(dict.fromkeys([*parts, self.p or self.value]))])
         stars = ["*" if self.p and row[self.p] < SIGNIFICANT and row[parts[1]] * row[parts[2]] > 0 else "" for _, row in frame.iterrows()]
         return [self._text([row[part] for part in parts], digits) + star for (_, row), star in zip(frame.iterrows(), stars, strict=True)]
 
@@ -83,7 +85,7 @@ class Table:
     blocks: list[Block] = field(default_factory=list)
 
     def write(self, csv: str, md: str, tex: str) -> None:
-        self.frame.to_csv(csv, index=False, float_format="%.6g")
+        self.frame.to_csv(csv, index=False, float_format=CSV)
         Path(md).write_text(self.markdown(), encoding="utf-8")
         Path(tex).write_text(self.latex(), encoding="utf-8")
 
@@ -105,6 +107,11 @@ class Table:
             lines += [_tex_line(row) for row in _rows(block)]
             lines += ["\\bottomrule", "\\end{tabular}"]
         return "\n".join([*lines, f"\\par\\medskip\\footnotesize {_tex(self.footnote)}", "\\end{table}", ""])
+
+
+def as_written(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame with its numbers as a csv has them: what is rounded from either then reads the same, in Markdown and on the page."""
+    return frame.apply(lambda column: column.map(lambda number: float(CSV % number)) if pd.api.types.is_float_dtype(column) else column)
 
 
 def decimals(values: pd.Series, significant: int = 4) -> int:
