@@ -164,8 +164,8 @@ function setUpGallery() {
   const visible = () => { const box = $("stage").getBoundingClientRect(); return box.bottom > 0 && box.top < window.innerHeight; };
   document.addEventListener("keydown", (event) => {
     const here = document.activeElement;
-    const free = here === document.body || here === $("stage") || $("run-stops").contains(here);
-    if (!free || !visible() || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    const free = here === $("stage") || $("run-stops").contains(here) || (here === document.body && visible());
+    if (!free || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (event.key === "ArrowLeft" || event.key === "ArrowRight") flip(event.key === "ArrowRight" ? 1 : -1);
     // Up and down scroll the page unless the pictures have been chosen.
     else if (here !== document.body && (event.key === "ArrowUp" || event.key === "ArrowDown")) chooseSeed(state.seed + (event.key === "ArrowDown" ? 1 : -1));
