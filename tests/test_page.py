@@ -98,6 +98,9 @@ def test_every_number_of_every_table_is_the_csv_s(html, study):
 def test_a_table_keeps_its_caption_footnote_and_provenance(html, study):
     for path in (study / "tables").glob("*.md"):
         assert path.read_text().splitlines()[0].strip("*").split(":")[0] in html
+        table = html.partition(f'id="table-{path.stem}"')[2].partition("</article>")[0]
+        for name in ("dFID by own head", "dFID by the second judge"):
+            assert (f"{name} ↓" in table) == (f"{name}: the same on depth that" in table)
     assert "paired by seed" in html
     assert "feedfeedfeedfeed" in html
     assert "0123456789abcdef" in html

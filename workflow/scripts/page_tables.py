@@ -24,6 +24,8 @@ TITLES = {
 NAMES = {metric: title.rstrip(" ↓↑") for metric, title in TITLES.items()}
 LOWER = {metric for metric, title in TITLES.items() if title.endswith("↓")}
 _OTHERS = {"n_train": "images", "seconds_per_sample": "s / sample", "first_seed": "first seed"}
+_EXPLAINED = {"dfid_strong": run_rows.OWN_HEAD, run_rows.SECOND: run_rows.SECOND_JUDGE}
+_DIGITS = {"seconds_per_sample": 3, run_rows.STRENGTH.value: run_rows.STRENGTH.digits}
 _INTERVAL = ("", "_low", "_high")
 
 
@@ -69,6 +71,8 @@ def load(csv: str | Path, markdown: str | Path | None = None, separator: str = "
     frame, exact = (pd.read_csv(csv, sep=separator, **options) for options in ({}, {"dtype": str, "keep_default_na": False}))
     name = Path(csv).stem
     caption, note = _words(markdown) if markdown else (name, "")
+    # The csv has columns that the Markdown, whose footnote it is, leaves out.
+    note += "".join(words for column, words in _EXPLAINED.items() if column in frame and words.strip() not in note)
     heads, numeric, columns = [], [], []
     # What names a row comes first: it stays in sight when a table is moved sideways.
     for title, parts, texts in sorted(_columns(frame), key=lambda column: column[0] != "run"):
@@ -114,7 +118,7 @@ def _columns(frame: pd.DataFrame):
         taken |= set(parts)
         base = name.removesuffix("_diff")
         measured = base != name and base in frame
-        digits = 3 if name.endswith("_p") or name == "seconds_per_sample" else None
+        digits = 3 if name.endswith("_p") else _DIGITS.get(name)
         chance = f"{base}_p" if measured and interval and f"{base}_p" in frame else None
         column = Column(name, name, interval, digits, digits_of=base if measured else None, signed=measured, p=chance)
         yield title(name), parts, column.texts(frame)

@@ -10,6 +10,7 @@ METRICS = ("dfid", "dfid_strong", "fid")
 SECOND = "dfid_second"  # of a study with a second judge
 TITLES = {"dfid": "dFID", "dfid_strong": "dFID by own head", "fid": "FID", SECOND: "dFID by the second judge"}
 PROTOCOL = ["extractor", "dims", "n"]
+STRENGTH = Column("strength", "strength", digits=4)
 _MEASURED = {"value": "", "low": "_low", "high": "_high", "diff": "_diff", "diff_low": "_diff_low", "diff_high": "_diff_high", "p": "_p"}
 
 

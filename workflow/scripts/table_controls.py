@@ -22,7 +22,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
         Column("run", "run"),
         Column("what it is", "what"),
         Column("forward + gradient", "cost"),
-        Column("strength", "strength", digits=3),
+        run_rows.STRENGTH,
         *run_rows.metric_columns(frame, run_rows.METRICS),
     ]
     csv = frame[[*settings, *run_rows.numbers(frame), "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]

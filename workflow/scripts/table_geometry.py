@@ -36,7 +36,7 @@ def build(scores: pd.DataFrame, baselines: dict[str, str]) -> Table:
         "By the normals of the judged depth alone (true depth: of the held-out scenes themselves), for the nominal camera. normals along the axes: share "
         "of pixels whose normal is within 15° of an axis of the room, which is turned to fit; roughness: median distance of those pixels from the plane "
         "of all that face the same way; floor to ceiling: angle between their planes, where both are seen. Means over images, [95 % bootstrap intervals]; "
-        f"Δ: mean difference to the unguided run, paired by seed, * where p < {SIGNIFICANT} by permutation of signs "
+        f"Δ: mean difference to the unguided run over the seeds where both have the number, * where p < {SIGNIFICANT} by permutation of signs "
         "and the interval leaves out 0, not corrected for the number of rows.",
         [Block("", frame, columns)],
     )

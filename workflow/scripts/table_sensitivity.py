@@ -16,7 +16,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, variants: Mapping[str, Ma
     default = guided.iloc[0] if len(guided) else None
     frame.insert(1, "changed", [_changed(row, default, variants or {}) for _, row in frame.iterrows()])
     metrics = ("dfid", *[run_rows.SECOND] * (run_rows.SECOND in frame), "fid")
-    columns = [Column("run", "run"), Column("changed", "changed"), Column("strength", "strength", digits=3), *run_rows.metric_columns(frame, metrics)]
+    columns = [Column("run", "run"), Column("changed", "changed"), run_rows.STRENGTH, *run_rows.metric_columns(frame, metrics)]
     csv = frame[["run", "changed", *CHOICES, "w_dc", "w_dp", "strength", *run_rows.numbers(frame), "baseline", *run_rows.PROTOCOL, "first_seed"]]
     return Table(
         csv,
