@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +234,18 @@ def _transparent(root: Path):
     Image.fromarray(picture((12, 16))).convert("RGBA").save(root / "rgb" / "a.png")
 
 
+def _deep(root: Path):
+    """A PNG of 16 bits a colour, which Pillow reads but does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    colours = picture((12, 16)).astype(">u2") * 257
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours))
+    header = struct.pack(">IIBBBBB", 16, 12, 16, 2, 0, 0, 0)
+    (root / "rgb" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
 def _cut(root: Path):
     file = root / "rgb" / "a.png"
     file.write_bytes(file.read_bytes()[:100])
@@ -258,6 +272,7 @@ def _unknown(root: Path):
     [
         (_grey, "a.png: a picture of mode L, expected RGB"),
         (_transparent, "a.png: a picture of mode RGBA, expected RGB"),
+        (_deep, "a.png: a picture of 16 bits a colour, expected RGB, 8 bits"),
         (_cut, "a.png: not a readable picture"),
         (_text, "a.png: not a readable picture"),
         (_shallow, "depth.a.png: a picture of mode L, expected 16-bit grey"),

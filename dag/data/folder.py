@@ -100,7 +100,15 @@ def read_image(file: Path) -> np.ndarray:
     picture = _opened(file)
     if picture.mode != "RGB":
         raise ValueError(f"{file}: a picture of mode {picture.mode}, expected RGB, 8 bits a colour; convert it first")
+    if picture.format == "PNG" and _png_bits(file) != 8:  # of which Pillow would keep eight and say nothing
+        raise ValueError(f"{file}: a picture of {_png_bits(file)} bits a colour, expected RGB, 8 bits a colour; convert it first")
     return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def _png_bits(file: Path) -> int:
+    """Bits a colour, the byte after width and height in the header."""
+    with file.open("rb") as png:
+        return png.read(25)[24]
 
 
 @lru_cache(maxsize=8)
