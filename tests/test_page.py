@@ -219,6 +219,9 @@ def test_a_difference_counts_by_its_interval_and_its_p_in_the_direction_of_its_m
     all_worse = page_summary.headline(differences("dfid", [1] * 3, [2] * 3))
     assert all_worse == "Guidance did not improve dFID (lower is better) in any of 3 guided runs: 3 worse."
     assert page_summary.headline(differences("recall", [1] * 3, [2] * 3)) == "Guidance improved recall (higher is better) in all 3 guided runs."
+    name = "dFID (lower is better)"
+    said = [f"improved {name}", f"changed {name} by no more than chance can", f"made {name} worse"]
+    assert [page_summary.headline([one]) for one in found] == [f"Guidance {words} in its one run." for words in said]
 
 
 def test_what_has_no_pairs_counts_when_intervals_are_apart():

@@ -105,6 +105,9 @@ def headline(found: list[Difference]) -> str:
     of = {verdict: [d for d in found if d.metric == metric and d.verdict == verdict] for verdict in VERDICTS}
     total = sum(map(len, of.values()))
     name = f"{NAMES[metric]} ({'lower' if metric in LOWER else 'higher'} is better)"
+    if total == 1:
+        told = {BETTER: f"improved {name}", NOISE: f"changed {name} by no more than chance can", WORSE: f"made {name} worse"}
+        return f"Guidance {told[next(verdict for verdict in of if of[verdict])]} in its one run."
     if len(of[BETTER]) == total:
         lead = f"Guidance improved {name} in all {total} guided runs"
     elif of[BETTER]:
