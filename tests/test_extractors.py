@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dag.metrics.distances import frechet_distance, moments
-from dag.metrics.extractors import INCEPTION_SHA256, STAGES, depth_pictures, load_extractor, resize
+from dag.metrics.extractors import INCEPTION_SHA256, STAGES, depth_features, depth_pictures, load_extractor, resize
 from dag.stages import evaluation
 from dag.stages.evaluation import FEATURES, measure
 from dag.stages.evaluation import moments as moments_stage
@@ -212,6 +212,14 @@ def test_inception_is_downloaded_by_cleanfid_where_no_file_is_named(tmp_path, mo
     with pytest.raises(FileNotFoundError, match=r"inception-2015-12-05\.pt: not downloaded \(no network\); .* name the file by weights"):
         load_extractor("inception")
     assert asked == [str(tmp_path / ".cache" / "dag")]
+
+
+def test_depth_is_described_a_part_at_a_time_with_the_same_bits():
+    depth = np.random.default_rng(0).uniform(0.5, 8, (21, 32, 32)).astype(np.float32)
+    for extractor in (load_extractor("pixels"), load_extractor("efficientnet_lite0", dims=40, resolution=64)):
+        whole = extractor(depth_pictures(depth, 0.5, 8))
+        np.testing.assert_array_equal(depth_features(extractor, depth, 0.5, 8, part=8), whole)
+        np.testing.assert_array_equal(depth_features(extractor, depth, 0.5, 8), whole)
 
 
 def test_depth_becomes_three_equal_channels_in_log_steps():

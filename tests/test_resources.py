@@ -57,6 +57,31 @@ def test_time_shrinks_with_shards_and_speed():
     assert asked(made, "sample")["mem_mb"](None, 1) > asked(study("rooms"), "sample")["mem_mb"](None, 1)
 
 
+def test_trainings_of_small_networks_have_time_for_their_passes():
+    """A GPU waits for the host: each of so many passes takes 0.03 s, however few its operations; and a head's step reads what is stored."""
+    whole = study("paper", gflops=10**9)  # a GPU that computes in no time
+    recipe = whole["prior"]["training"]
+    for side in (32, 256):
+        assert asked(whole, "prior", side)["runtime"](None, 1) > recipe["steps"] * recipe["gradient_accumulation_steps"] * 0.03 / 60
+    assert asked(whole, "downstream")["runtime"](None, 1) > 3 * whole["downstream"]["training"]["steps"] * 0.03 / 60
+    recipe, shapes = whole["heads"]["training"], 180e6  # bytes that a picture's features take at one level, as config/paper.yaml says
+    assert asked(whole, "blocks")["runtime"](None, 1) > recipe["steps"] * recipe["batch_size"] * shapes / 200e6 / 60
+    assert asked(whole, "heads")["runtime"](None, 1) < asked(whole, "blocks")["runtime"](None, 1) / 5
+
+
+def test_a_small_prior_has_room_for_the_maps_that_it_shrinks():
+    """20,000 maps of 256 x 256 float32 values, and three more of each while they are coded."""
+    for side in (32, 256):
+        assert asked(study("paper"), "prior", side)["mem_mb"](None, 1) > 4 * 20000 * 256**2 * 4 / 2**20
+
+
+def test_a_downstream_job_has_room_for_the_run_that_it_takes_a_part_of():
+    config = yaml.safe_load((ROOT / "config" / "paper.yaml").read_text())
+    many = Study({**config, "runs": "config/runs/paper50k.tsv"})
+    few, all_of_them = (asked(s, "downstream")["mem_mb"](None, 1) for s in (study("paper"), many))
+    assert all_of_them - few == pytest.approx(45000 * 256**2 * 4 / 2**20, abs=2)
+
+
 def test_distances_of_many_dimensions_ask_for_the_time_that_they_take():
     """A set of 5,000 pictures with 2,048 features takes 1.2 s on one core (measured); all sets of the paper's study, on its cores, take hours."""
     whole = study("paper", cores=1)

@@ -1,13 +1,21 @@
-"""What stages say of files that are not what they need: one line that names the file."""
+"""What stages say of files that are not what they need, in one line that names the file, and how much of large ones they take."""
+
+import hashlib
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dag.estimators import DepthUNet
 from dag.heads import build_heads
 from dag.stages.data import read
+from dag.stages.downstream import downstream
 from dag.stages.evaluation import load_judge
+from dag.stages.models import contents
 from dag.stages.sampling import load_heads
+from dag.stages.study import Study
 from dag.weights import save_module
 
 ARCHITECTURE = {
@@ -50,3 +58,33 @@ def test_heads_that_do_not_fit_their_description_are_refused(tmp_path):
     save_module(heads, {"blocks": {"strong": [0]}, "channels": {0: 5}, "sizes": {"width": 4, "layers": 1, "time_width": 4}}, tmp_path / "heads.safetensors")
     with pytest.raises(ValueError, match=r"heads\.safetensors: .*first"):
         load_heads(tmp_path / "heads.safetensors")
+
+
+def test_training_data_larger_than_the_memory_are_hashed_where_they_lie(tmp_path):
+    """Features of the paper's study are 72 GB, in a job of a few."""
+    rows = np.lib.format.open_memmap(tmp_path / "rows.npy", mode="w+", dtype=np.float16, shape=(64, 1 << 17))
+    rows[:] = np.arange(64, dtype=np.float16)[:, None]
+    rows.flush()
+    stored = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    tracemalloc.start()
+    try:
+        found, peak = contents(stored, np.ones(3)), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < stored.nbytes / 16
+    assert found == hashlib.sha256(rows.tobytes() + np.ones(3).tobytes()).hexdigest()[:16]
+
+
+def test_a_downstream_network_takes_no_more_samples_than_the_reference_has(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    study = Study.load("config/smoke.yaml")
+    most = study.uses["downstream"].count
+    depth = np.full((most + 4, 16, 16), 2, np.float32)
+    depth[most:] = 100  # none of these may reach the mean
+    images = np.zeros((most + 4, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "pictures.npz", images=images, depth=depth)
+    np.savez(tmp_path / "test.npz", images=images[:2], depth=depth[:2], ids=np.arange(2))
+    downstream(study, source="constant", pictures=tmp_path / "pictures.npz", test=tmp_path / "test.npz", out=tmp_path / "constant.csv")
+    errors = pd.read_csv(tmp_path / "constant.csv")
+    assert set(errors.n_train) == {most}
+    assert errors.abs_rel.max() < 1e-6

@@ -28,16 +28,17 @@ _CHUNK = 16  # whole test pictures in memory together
 def downstream(study: Study, *, source: str, pictures: Path, test: Path, out: Path, judged: Path | None = None) -> None:
     """Train the network on one source's pairs with several seeds and write its errors on every test image.
 
-    source "constant" trains nothing: mean depth maps are the prediction. judged: where the labels of generated pictures come
-    from; others carry their own. With downstream.whole the test images are read from the dataset and measured at their own size.
+    Of a run's pictures it takes no more than `data.downstream` has. source "constant" trains nothing: mean depth maps are the prediction.
+    judged: where the labels of generated pictures come from; others carry their own. With downstream.whole the test images are read from the
+    dataset and measured at their own size.
     """
     started = time.time()
     section, code = study["downstream"], coding(study)
     if source not in (known := ["reference", "constant", *section["sources"]]):
         raise ValueError(f"source is {source!r}, expected one of {', '.join(known)}")
-    images = read(pictures, "images")["images"]
-    kind = study.labels_of(source)
-    labels = read(judged, kind)[kind] if judged else read(pictures, "depth")["depth"]
+    most, kind = study.uses["downstream"].count, study.labels_of(source)
+    images = read(pictures, "images", only=True)["images"][:most].copy()
+    labels = (read(judged, kind, only=True)[kind] if judged else read(pictures, "depth", only=True)["depth"])[:most].copy()
     rows = []
     if source == "constant":
         rows = _constant_whole(study) if section.get("whole") else _constant(study, labels, test)

@@ -54,7 +54,7 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     from dag.data.images import to_tensor
     from dag.estimators import estimate
     from dag.heads import load_heads
-    from dag.metrics.extractors import depth_pictures, load_extractor
+    from dag.metrics.extractors import depth_features, load_extractor
     from dag.stages.models import coding
     from dag.stages.sampling import predictor, read_depth
 
@@ -65,15 +65,16 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     plain, *_ = predictor(study, unet)
     strong, size = load_heads(heads)["strong"].to(here()), study["sampling"]["batch_size"]
     parts = [slice(i, i + size) for i in range(0, len(images), size)]
-    coded = torch.cat([read_depth(to_tensor(images[p]).to(here()), seeds[p].tolist(), plain, strong, study["sampling"]["read_t"]) for p in parts])
+    coded = (read_depth(to_tensor(images[p]).to(here()), seeds[p].tolist(), plain, strong, study["sampling"]["read_t"]) for p in parts)
+    read_off = torch.cat([coding(study).decode(depth)[:, 0].cpu() for depth in coded]).numpy()  # a GPU has no room for tens of thousands
     section = study["evaluation"]
     options = {key: section.get(key) for key in ("dims", "resolution", "weights", "sha256")}
     extractor = load_extractor(section["extractor"], **options, device=here())
-    read_off, limits = coding(study).decode(coded)[:, 0].cpu().numpy(), (study["depth"]["near"], study["depth"]["far"])
+    limits = study["depth"]["near"], study["depth"]["far"]
     depths = {"depth_features": judged, "strong_features": read_off}
     if second_judge is not None:
         depths[SECOND] = estimate(load_judge(second_judge, coding(study)), images, coding(study))
-    features = {"image_features": extractor(images), **{name: extractor(depth_pictures(depth, *limits)) for name, depth in depths.items()}}
+    features = {"image_features": extractor(images), **{name: depth_features(extractor, depth, *limits) for name, depth in depths.items()}}
     with writing(out) as aside:
         np.savez(aside, seeds=seeds, extractor=extractor.label, judged=judged, strong=read_off, **features)
     write_provenance(out, study, started, extractor=extractor.label, pictures=str(pictures))

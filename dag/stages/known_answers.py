@@ -66,16 +66,16 @@ def _planted(study: Study, depth: np.ndarray) -> Iterator[tuple]:
     """dFID of real scenes to themselves is zero, and grows with each fault planted in their depth."""
     from dag.accelerator import here
     from dag.metrics.distances import Reference, moments
-    from dag.metrics.extractors import depth_pictures, load_extractor
+    from dag.metrics.extractors import depth_features, load_extractor
 
     section, near, far = study["evaluation"], study["depth"]["near"], study["depth"]["far"]
     options = {key: section.get(key) for key in ("dims", "resolution", "weights", "sha256")}
     extractor = load_extractor(section["extractor"], **options, device=here())
-    untouched = extractor(depth_pictures(depth, near, far))
+    untouched = depth_features(extractor, depth, near, far)
     truth = Reference(*moments(untouched))
 
     def dfid(maps: np.ndarray) -> float:
-        return truth.distance(extractor(depth_pictures(maps, near, far)))
+        return truth.distance(depth_features(extractor, maps, near, far))
 
     nought = truth.distance(untouched)
     yield "dFID", "real depth and itself", f"{nought:.4f}", "0.0000", nought < 1e-4

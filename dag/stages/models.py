@@ -64,10 +64,10 @@ def train(network: torch.nn.Module, loss, batch, recipe: Recipe, out: Path, data
 
 
 def contents(*arrays: np.ndarray | torch.Tensor) -> str:
-    """A digest of training data."""
+    """A digest of training data, which may be a mapped file that is larger than the memory."""
     hasher = hashlib.sha256()
     for array in arrays:
-        hasher.update(np.ascontiguousarray(array).tobytes())
+        hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # no copy
     return hasher.hexdigest()[:16]
 
 
@@ -219,7 +219,7 @@ def _prior(rank: int, study: Study, recipe: Recipe, resolution: int, data: Path,
     from dag.weights import save_unet
 
     started = time.time()
-    depth = coding(study).encode(torch.from_numpy(read(data, "depth")["depth"]))[:, None]
+    depth = coding(study).encode(torch.from_numpy(read(data, "depth", only=True)["depth"]))[:, None]
     depth = F.interpolate(depth, size=(resolution, resolution), mode="area")
     if pixels == "shuffled":
         depth = shuffled_pixels(depth)

@@ -13,7 +13,7 @@ import yaml
 from dag.data.domain import DOMAINS
 from dag.stages.artefacts import writing
 from dag.stages.counting import Counted, size
-from dag.stages.resources import CORE_GFLOPS, measuring
+from dag.stages.resources import CORE_GFLOPS, PASS_SECONDS, measuring
 from dag.stages.study import Study, decoder_block_count
 
 TRAINING = 3  # a step of training is a forward pass and one backward pass, which counts twice: for the inputs and for the weights
@@ -26,7 +26,8 @@ PICTURE, DEPTH, FEATURE, NUMBER = 3, 4, 2, 4
 @dataclass(frozen=True)
 class Cost:
     """One row of the plan. flop: of all jobs; precision: "bf16", "fp32", or "cores" for a stage without a GPU; weights, activations: bytes in the memory
-    of one GPU at once (of a stage on cores: in the machine's); disk: bytes written; formula: of flop, and of the pictures at once where it is not clear."""
+    of one GPU at once (of a stage on cores: in the machine's); disk: bytes written; passes: forward and backward, one after the other, of all trainings;
+    formula: of flop, and of the pictures at once where it is not clear."""
 
     stage: str
     jobs: int
@@ -36,6 +37,7 @@ class Cost:
     weights: float = 0
     activations: float = 0
     disk: float = 0
+    passes: int = 0
 
     @property
     def memory(self) -> float:
@@ -45,7 +47,8 @@ class Cost:
         """Of one GPU, a row of the table of GPUs; a stage on cores takes none."""
         if self.precision == "cores":
             return 0.0
-        return self.flop / (share * 1e12 * (gpu.bf16_tflops if self.precision == "bf16" else gpu.tf32_tflops)) / 3600
+        seconds = self.flop / (share * 1e12 * (gpu.bf16_tflops if self.precision == "bf16" else gpu.tf32_tflops))
+        return max(seconds, self.passes * PASS_SECONDS) / 3600
 
 
 def costs(study: Study, c: Counted) -> list[Cost]:
@@ -68,7 +71,7 @@ def _data(study: Study, c: Counted, uses: dict[str, int]) -> Iterator[Cost]:
         flop, weights = c.estimator
         yield Cost("label", len(uses), without * flop, "pictures without depth x estimator", weights=weights, disk=(PICTURE + DEPTH) * pixels * pictures)
     if study.imports_unet:
-        yield Cost("convert unet", 1, 0, "no network", "cores", weights=size(c.unet), disk=size(c.unet))
+        yield Cost("convert unet", 1, 0, "no network", "cores", weights=2 * size(c.unet), disk=size(c.unet))  # itself, and as it is written
     stored = {n: n * levels for n, levels in heads["labels"].items()}
     every, few = (FEATURE * sum(a * b * d for block, (a, b, d) in c.shapes.items() if blocks is None or block in blocks) for blocks in (None, c.taps))
     validation = uses["validation"] * len(heads["validation_t"])
@@ -83,8 +86,10 @@ def _trainings(study: Study, c: Counted) -> Iterator[Cost]:
     varied = {(row.heads, variant) for name, row in runs.iterrows() if (variant := study.variant_of(name, "heads"))}
     pairs = len(study["heads"]["labels"]) + len(varied)
     flop = TRAINING * recipe["steps"] * recipe["batch_size"] * c.head * (pairs + blocks / 2)
-    held = {"weights": COPIES * size(c.heads), "activations": recipe["batch_size"] * c.trained_heads(), "disk": pairs * size(c.heads)}
-    yield Cost("heads", pairs + 1, flop, f"{TRAINING} x steps x batch x heads, for each pair; a head on a single block counts half", **held)
+    kept, passes = recipe["batch_size"] * c.trained_heads() * max(1, blocks / 2), (pairs + 1) * recipe["steps"]
+    held = {"weights": COPIES * size(c.heads), "activations": kept, "disk": pairs * size(c.heads), "passes": passes}
+    formula = f"{TRAINING} x steps x batch x heads, for each pair; a head on a single block counts half; memory of single blocks, which are trained together"
+    yield Cost("heads", pairs + 1, flop, formula, **held)
     recipe = study["prior"]["training"]
     processes, parts = recipe.get("processes", 1), recipe.get("gradient_accumulation_steps", 1)
     at_once = recipe["batch_size"] // (processes * parts)
@@ -94,6 +99,7 @@ def _trainings(study: Study, c: Counted) -> Iterator[Cost]:
         jobs = sum(side == other for other, *_ in priors)
         flop = TRAINING * recipe["steps"] * recipe["batch_size"] * c.prior[side] * jobs
         held = {"weights": COPIES * size(c.priors[side]), "activations": at_once * c.trained_prior(side), "disk": jobs * size(c.priors[side])}
+        held["passes"] = jobs * recipe["steps"] * parts
         yield Cost(f"prior {side}", jobs, flop, formula, recipe.get("precision", "fp32"), **held)
     if study.trains_judge:
         recipe, (flop, weights) = study["judge"]["training"], c.judge
@@ -143,7 +149,7 @@ def _measurements(study: Study, c: Counted, uses: dict[str, int]) -> Iterator[Co
     section = study["downstream"]
     recipe, trainings = section["training"], (1 + len(section["sources"])) * section["seeds"]
     flop = trainings * (TRAINING * recipe["steps"] * recipe["batch_size"] + uses["test"]) * c.down
-    held = {"weights": COPIES * size(c.downstream), "activations": recipe["batch_size"] * c.trained_downstream()}
+    held = {"weights": COPIES * size(c.downstream), "activations": recipe["batch_size"] * c.trained_downstream(), "passes": trainings * recipe["steps"]}
     formula = f"sources x seeds x ({TRAINING} x steps x batch + test pictures) x network"
     yield Cost("downstream", 2 + len(section["sources"]), flop, formula, recipe.get("precision", "fp32"), **held)
 
@@ -173,7 +179,8 @@ Written by `snakemake plan` from the study's config and run sheets; nothing here
 architectures, built without weights, by PyTorch's own counter (matrix products and convolutions; a multiplication and an addition are two).
 
 - GPU-hours = FLOP / ({share:g} x peak x 3600 s), the peak of bf16 where a stage says so and of TF32 elsewhere (`config/gpus.tsv`); that a job reaches
-  the share {share:g} of it is an assumption. A stage without a GPU has none.
+  the share {share:g} of it is an assumption. A training takes at least steps x parts x {PASS_SECONDS:g} s, as a small network keeps the GPU waiting for the
+  host; that is an assumption, too. Reading stored features is not counted. A stage without a GPU has none.
 - Jobs = one for each file that a stage writes; of a run, {shards}.
 - Memory of one GPU = weights ({COPIES} times those of a training: themselves, gradient, two moments of the optimiser) + pictures at once x activations
   that are kept for the gradient, in fp32: an upper bound where a stage computes in bf16. Of a stage without a GPU it is the machine's.

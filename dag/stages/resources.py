@@ -21,6 +21,8 @@ START_MINUTES, MARGIN = 10, 2
 _LABELLER_MIB, _LABELLER_GFLOP = 4000, 800
 _EXTRACTOR_GFLOP = 12  # FID's Inception, the largest
 CORE_GFLOPS = 10  # of one slow core: what stages without a network compute with
+PASS_SECONDS = 0.03  # of a training's forward and backward pass, however small its network: the GPU waits for the start of some thousand kernels
+_DISK_MB = 200  # a second, of stored features: from a file system that many nodes share, on one thread, converted to float32
 _BY_CORES = ("prepare", "join", "moments", "measure", "measure_sweep")
 
 
@@ -33,8 +35,29 @@ def asked(study: Study, stage: str, side: int | None = None, times: int = 1) -> 
     speed = study.compute["gflops"]
     if stage in _BY_CORES:
         speed = CORE_GFLOPS * (study.compute["cores"] if stage.startswith("measure") else 1)
-    minutes = START_MINUTES + MARGIN * times * gflop / speed / 60
+    minutes = START_MINUTES + MARGIN * max(times * gflop / speed, _seconds(study, stage)) / 60
     return {"mem_mb": lambda wildcards, attempt: attempt * math.ceil(mib), "runtime": lambda wildcards, attempt: attempt * math.ceil(minutes)}
+
+
+def _seconds(study: Study, stage: str) -> float:
+    """What a job takes however few its operations: stored features to write or to read, and for each pass of a training at least PASS_SECONDS."""
+    if stage in ("features", "heads", "blocks"):
+        labels, recipe = study["heads"]["labels"], study["heads"]["training"]
+        row = _stored(study) / 2**20
+        # Read twice in whole, to know the data and for the provenance; each step of single blocks reads whole rows.
+        rows = 2 * labels[study["heads"]["guide"]] * study["heads"]["guide"] + recipe["steps"] * recipe["batch_size"] * (stage == "blocks")
+        return rows * row / _DISK_MB + recipe["steps"] * PASS_SECONDS * (stage != "features")
+    recipe = study.config.get(stage, {}).get("training")
+    if recipe is None:
+        return 0
+    trainings = study["downstream"]["seeds"] if stage == "downstream" else 1
+    return trainings * recipe["steps"] * recipe.get("gradient_accumulation_steps", 1) * PASS_SECONDS
+
+
+def _stored(study: Study) -> float:
+    """Bytes of the features of every decoder block of one picture at one noise level: a level's last block is that of the next finer one in size."""
+    unet = study.unet_architecture()
+    return 2 * (unet["layers_per_block"] + 2) * sum((study["domain"]["size"] >> level) ** 2 * c for level, c in enumerate(unet["block_out_channels"]))
 
 
 def processes(study: Study, section: str) -> int:
@@ -58,7 +81,7 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     if stage in ("moments", "measure", "measure_sweep"):
         return measuring(study, stage, counts["reference"])
     if stage == "known_answers":
-        return START_MIB + counts["heldout"] * picture, 10 * counts["heldout"] * _EXTRACTOR_GFLOP  # real depth, and three faults of three strengths
+        return START_MIB + 2 * counts["heldout"] * picture, 10 * counts["heldout"] * _EXTRACTOR_GFLOP  # real depth, and three faults of three strengths
     if stage == "label":
         largest = max(count for name, count in counts.items() if name != "unet")
         return START_MIB + _LABELLER_MIB + largest * picture, largest * _LABELLER_GFLOP
@@ -71,23 +94,35 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     if stage == "describe":
         most = max(longest, counts["reference"])
         return START_MIB + batch * kept + most * picture, most * (forward + 2)
-    if stage == "heads":
-        recipe, width = study["heads"]["training"], study["heads"]["width"]
-        layers = len(study["heads"]["strong"]) + study["heads"]["layers"] + 1
-        per_image = size**2 * width * layers
-        return START_MIB + recipe["batch_size"] * per_image * 40 / 2**20, recipe["steps"] * recipe["batch_size"] * 6 * per_image * width / 1e9
+    if stage in ("heads", "blocks"):
+        return _heads(study, stage, size)
     section = {"train_unet": "unet"}.get(stage, stage)
     if "training" not in study[section]:  # a pretrained network is looked at and taken as it is
         return START_MIB + _LABELLER_MIB, 0
     recipe, architecture = study[section]["training"], study[section]["architecture"]
     if "layers_per_block" not in architecture:  # an encoder of classification: about as large as the U-Net
         architecture = unet
-    data = 0 if stage == "train_unet" else counts.get(stage, 0) * picture
+    # A prior is given whole maps, whatever its resolution.
+    data = 0 if stage == "train_unet" else counts.get(stage, 0) * picture * (study["domain"]["size"] / size) ** 2
     trainings = study["downstream"]["seeds"] if stage == "downstream" else 1
+    data += 4 * longest * size**2 / 2**20 if stage == "downstream" else 0  # depth of a whole run, of which it takes a part
     # Each process of a training has its own Python and data, and keeps activations for one part of its share at a time.
     at_once = recipe["batch_size"] / recipe.get("gradient_accumulation_steps", 1)
     memory = (START_MIB + data) * processes(study, section) + 2 * at_once * activations(architecture, size)
     return memory, trainings * recipe["steps"] * recipe["batch_size"] * 3 * operations(architecture, size)
+
+
+def _heads(study: Study, stage: str, size: int) -> tuple[float, float]:
+    section, unet = study["heads"], study.unet_architecture()
+    recipe, width, layers = section["training"], section["width"], section["layers"]
+    pixels, batch = size**2 * width, recipe["batch_size"]
+    if stage == "heads":
+        per_image = pixels * (len(section["strong"]) + layers + 1)
+        return START_MIB + batch * per_image * 40 / 2**20, recipe["steps"] * batch * 6 * per_image * width / 1e9
+    # A head on every block, trained together: three arrays a layer of each, and the rows of this step and the next in half and full precision.
+    heads = (unet["layers_per_block"] + 1) * len(unet["block_out_channels"])
+    held = pixels * heads * layers * 3 * 4 + 2 * 3 * _stored(study)
+    return START_MIB + batch * held / 2**20, recipe["steps"] * batch * 6 * pixels * heads * layers * width / 1e9
 
 
 def measuring(study: Study, stage: str, reference: int) -> tuple[float, float]:

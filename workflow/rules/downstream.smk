@@ -31,6 +31,6 @@ rule downstream:
     params:
         command=dag("downstream"),
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
-        stamp=(domain_stamp if config["downstream"].get("whole") else stamp)("downstream", "downstream", "depth"),
+        stamp=(domain_stamp if config["downstream"].get("whole") else stamp)("downstream", "downstream", "depth", "data.downstream"),
     shell:
         "{params.command} --source {wildcards.source} --pictures {input.pictures} --test {input.test} {params.judged} --out {output} 2> {log}"

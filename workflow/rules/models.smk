@@ -13,6 +13,8 @@ if IMPORTED:
         benchmark:
             f"{RESULTS}/benchmarks/convert_unet/unet.tsv"
         threads: 1
+        resources:
+            mem_mb=lambda w, attempt: attempt * 8000,  # half a billion parameters in float32, themselves and as they are written
         params:
             command=dag("convert", config_file=False),
             source=shlex.quote(config["unet"]["path"]),
@@ -106,7 +108,8 @@ rule heads:
         heads=r"labels\d+|blocks",
     threads: 1
     resources:
-        **asked(STUDY, "heads"),
+        mem_mb=lambda w, attempt: asked(STUDY, "blocks" if w.heads == "blocks" else "heads")["mem_mb"](w, attempt),
+        runtime=lambda w, attempt: asked(STUDY, "blocks" if w.heads == "blocks" else "heads")["runtime"](w, attempt),
         gpu=GPU,
     params:
         command=dag("heads"),
