@@ -47,7 +47,8 @@ def fetch(study: Study, *, name: str) -> None:
         try:
             _fetch(entry, path)
         except (OSError, ValueError) as error:
-            raise FileNotFoundError(f"{name}: {how_to_get(study, name) if 'by_hand' in entry else error}") from None
+            how = how_to_get(study, name) if "by_hand" in entry else f"{error}; or put {_source(entry)} at {path}"
+            raise FileNotFoundError(f"{name}: {how}") from None
     check(path, entry)
 
 
@@ -64,8 +65,11 @@ def how_to_get(study: Study, name: str) -> str:
     facts = ", ".join(f"{key} {entry[key]}" for key in ("bytes", "sha256", "licence") if key in entry)
     if "by_hand" in entry:
         return f"{entry['by_hand']}; put it at {entry['path']} ({facts})"
-    where = entry.get("url") or f"the hub model {entry['hub']}"
-    return f"`snakemake --cores 1 fetch` with this study's config fetches it; or put {where} at {entry['path']} ({facts})"
+    return f"`snakemake --cores 1 fetch` with this study's config fetches it; or put {_source(entry)} at {entry['path']} ({facts})"
+
+
+def _source(entry: dict) -> str:
+    return entry.get("url") or f"the hub model {entry['hub']}"
 
 
 def check(path: Path, entry: dict) -> dict:
