@@ -149,7 +149,9 @@ class UNetPredictor:
         """Coded depth (b, 1, s, s) that a head reads from finished images (b, c, s, s), which `noise` of their shape takes to timestep t."""
         steps = torch.full((len(images),), t, device=images.device)
         with torch.inference_mode():
-            _, found = self.taps(self.diffusion.q_sample(images, steps, noise), steps, head.blocks, with_grad=False)
+            x_t = self.diffusion.q_sample(images, steps, noise)
+            with self._autocast(x_t):  # the decoder after the deepest block is left out: nobody asks for eps
+                _, found = forward_with_taps(self.unet, x_t, steps, head.blocks, stop_after_taps=True)
             return head(found, steps, images.shape[-1])
 
     def _autocast(self, x_t: Tensor) -> torch.autocast:

@@ -568,3 +568,14 @@ def test_heads_that_no_term_reads_may_be_in_training_mode(single):
     heads = make_heads(single.unet)
     heads["weak"].train()
     DepthGuidance(single.plain, heads, [Flatness(1.0)])
+
+
+def test_depth_is_read_without_the_decoder_after_the_deepest_block():
+    world = World()
+    x, noise = (torch.randn(2, *SHAPE, dtype=world.dtype, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    head, t = world.heads["weak"], torch.full((2,), 20)
+    _, features = world.plain.taps(DIFFUSION.q_sample(x, t, noise), t, head.blocks, with_grad=False)
+    ran = []
+    world.unet.conv_out.register_forward_hook(lambda *_: ran.append(True))
+    assert torch.equal(world.plain.read_depth(head, x, 20, noise), head(features, t, SIZE))
+    assert not ran

@@ -136,8 +136,8 @@ def _samples(study: Study, c: Counted) -> Iterator[Cost]:
 def _measurements(study: Study, c: Counted, uses: dict[str, int]) -> Iterator[Cost]:
     pixels, section, runs = c.size**2, study["evaluation"], study.runs
     described = int(runs.n.sum()) + uses["reference"] + uses["heldout"]
-    flop = described * (c.judge[0] + c.to_taps + c.head + 2 * c.extractor[0])
-    formula = "pictures x (judge + U-Net to the last tap + heads + 2 x extractor)"
+    flop = described * (c.judge[0] + c.to_taps + c.head + 3 * c.extractor[0])
+    formula = "pictures x (judge + U-Net to the last tap + heads + 3 x extractor)"
     weights = size(c.unet) + size(c.heads) + c.judge[1] + c.extractor[1]
     yield Cost("describe", len(runs) + 2, flop, formula, weights=weights, disk=described * (2 * DEPTH * pixels + 3 * NUMBER * section["dims"]))
     faults = 10  # real depth, and three faults of three strengths
