@@ -15,6 +15,7 @@ START_MIB = 1500  # Python with torch and diffusers, and a network of this study
 ARRAYS_PER_RESNET = 11
 # MiB a pixel of a picture with depth, uint8 and float32: drawn at twice the side, or read and given its depth by an estimator.
 _PICTURE, _LABELLED_PICTURE = 40 / 2**20, 16 / 2**20
+_PICTURE_ALONE = 6 / 2**20  # before it is given its depth
 _WHOLE_SPLIT = 1000  # pictures, where the config leaves it to the dataset
 START_MINUTES, MARGIN = 10, 2
 # A depth network of transformers, as large as Intel/dpt-large: 344 M float32 parameters, and two operations each for 577 patches and the decoder.
@@ -75,9 +76,11 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     picture = (_LABELLED_PICTURE if "estimator" in study.config else _PICTURE) * size**2
     if stage == "prepare":
         largest = max(count for name, count in counts.items() if name != "unet")  # whose scenes are drawn as they are needed
-        return START_MIB + largest * picture, largest * size**2 * 5e-5
+        held = largest * size**2 * _PICTURE_ALONE if "estimator" in study.config else largest * picture
+        return START_MIB + held, largest * size**2 * 5e-5
     if stage == "join":
-        return START_MIB + 3 * longest * 3 * size**2 / 2**20, longest * size**2 * 1e-6
+        # It holds the pictures of one part at a time.
+        return START_MIB + 3 * shard * 3 * size**2 / 2**20, longest * size**2 * 1e-6
     if stage in ("moments", "measure", "measure_sweep"):
         return measuring(study, stage, counts["reference"])
     if stage == "known_answers":
