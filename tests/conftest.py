@@ -38,13 +38,8 @@ def nyu_root() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (pytest-xdist, `--dist loadgroup`): the smoke study is made by one of them, and a file's tests stay together.
-
-    What runs whole studies takes longest and goes first.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("study" if "study" in item.fixturenames else item.path.stem))
-    items.sort(key=lambda item: ("study" not in item.fixturenames, not hasattr(item.module, "checkout")))
+    """Files that make whole studies first: they take longest, and `make test` gives each file to one of two processes."""
+    items.sort(key=lambda item: not hasattr(item.module, "checkout"))
 
 
 def snakemake(folder: Path, *arguments: str, config: str = "config/smoke.yaml") -> subprocess.CompletedProcess:

@@ -245,7 +245,11 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("spoilt", SPOILT)
+# Each fault has a quick test where it is found; that none of them reaches the samples is shown here, by two quickly, by all slowly.
+QUICK = {"truncated checkpoint", "hash of an asset"}
+
+
+@pytest.mark.parametrize("spoilt", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SPOILT])
 def test_whatever_is_wrong_shows_in_one_line_before_any_sampling(mini, tmp_path, spoilt):
     """In a study that has made all but its samples; what it checks of assets it checks anew."""
     folder, (spoil, line) = tmp_path / "study", SPOILT[spoilt]
