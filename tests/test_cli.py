@@ -276,8 +276,7 @@ def test_the_doctor_asks_for_what_others_publish(capsys, monkeypatch, tmp_path):
     for name in ("config", "models"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    (found,) = failures(capsys, Path("config/paper.yaml"))
-    assert "not there: unet, lsun_train" in found
+    (found,) = (line for line in failures(capsys, Path("config/paper.yaml")) if "not there: unet, lsun_train" in line)  # a GPU may be missing, too
     assert "snakemake --cores 1 fetch --configfile config/paper.yaml" in found
 
 
