@@ -22,7 +22,7 @@ def reserved(kind: str, folder: Path | None = None, count: int = 1) -> Iterator[
     kind: "gpu" needs one, "auto" takes the CPU where there is none, "cpu" never uses one. As many ids as are wanted in CUDA_VISIBLE_DEVICES, as Slurm
     sets it, are taken as they are; among more, or all of the machine where the variable is not set, the first that no other job has locked, after
     waiting for them if need be. folder: of the lock files, one for all jobs of a machine. Call it before CUDA is first used.
-    Raises ValueError where a GPU is needed and there is none.
+    Raises ValueError where a GPU is needed and there is none, and where the folder is not this user's.
     """
     if kind not in KINDS:
         raise ValueError(f"compute.device is {kind!r}, expected one of {KINDS}")
@@ -54,13 +54,16 @@ def _free(ids: Sequence[str], count: int, folder: Path) -> Iterator[str]:
         yield ",".join(ids)
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # In a temporary folder that all users share, another one may have made it first, with links in it to files of ours.
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise ValueError(f"{folder}: is a link or another user's, expected a folder of your own for the locks of devices; remove it, or set TMPDIR")
     waiting = False
     while True:
         # Too few free ones are given back, lest two jobs wait for each other's.
         with ExitStack() as held:
             taken = []
             for device in ids:
-                lock = held.enter_context(open(folder / f"{device}.lock", "w"))
+                lock = held.enter_context(open(folder / f"{device.replace('/', '_')}.lock", "a"))  # a MIG's id may have slashes
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

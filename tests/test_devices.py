@@ -67,6 +67,15 @@ def test_devices_of_the_machine_are_shared_out_where_nothing_is_given(tmp_path, 
             assert (one, other) == ("0", "1")
 
 
+def test_parts_of_a_gpu_are_shared_out_too(tmp_path, monkeypatch):
+    parts = ["MIG-GPU-1b2c/1/0", "MIG-GPU-1b2c/2/0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(parts))
+    with reserved("gpu", tmp_path) as one:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(parts))
+        with reserved("gpu", tmp_path) as other:
+            assert [one, other] == parts
+
+
 def test_several_devices_are_taken_together_or_not_at_all(tmp_path, monkeypatch):
     """Whoever waits for more than are free holds none meanwhile."""
     four = "0,1,2,3"
@@ -96,6 +105,23 @@ def test_a_gpu_that_must_be_there_is_asked_for(tmp_path, monkeypatch, visible, f
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False) if visible is None else monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(ValueError, match=rf"compute\.device is 'gpu', but {found}; run on a node with a GPU"), reserved("gpu", tmp_path):
         pass
+
+
+@pytest.mark.parametrize("whose", ["link", "another's"])
+def test_locks_are_not_made_in_a_folder_of_somebody_else(tmp_path, monkeypatch, whose):
+    """The name of the folder can be guessed: whoever makes it first could have files of this user opened through links in it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    folder = tmp_path / "locks"
+    if whose == "link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir()
+        other = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: other)
+    with pytest.raises(ValueError, match=r"locks: is a link or another user's, expected a folder of your own"), reserved("gpu", folder):
+        pass
+    assert not list(folder.iterdir())
 
 
 def test_a_stage_without_its_gpu_says_so_in_one_line(tmp_path, monkeypatch, capsys):
