@@ -146,6 +146,14 @@ def _device(kind: str, count: int) -> Iterator[None]:
         yield
 
 
+def _unnamed(error: Exception, options: dict) -> str:
+    """The file that was being written where the system's error, of a full disk in the midst of it, does not say which."""
+    if not isinstance(error, OSError) or error.errno is None or error.filename is not None or "out" not in options:
+        return ""
+    files = options["out"] if isinstance(options["out"], list) else [options["out"]]
+    return f"{', '.join(map(str, files))}: "
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. User errors are one line on stderr and status 2, a signal to stop one line and 128 + its number."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -158,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "picture"  # samples of a model by itself, not of a run of a study
     collect_seldom()
     keep_freed_memory(large=name in SAMPLING)
+    options: dict = {}
     try:
         from dag.stages.resources import processes
         from dag.stages.study import Study
@@ -175,12 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if study:
             _tell_files(study[0], options)
         count = processes(study[0], SHARED[name]) if name in SHARED else 1
-        with _device(study[0].compute["device"], count) if study and name in ON_DEVICE else contextlib.nullcontext():
+        nothing = contextlib.nullcontext()
+        with study[0].at_work() if study else nothing, _device(study[0].compute["device"], count) if study and name in ON_DEVICE else nothing:
             return function(*study, **{k: v for k, v in options.items() if v is not None}) or 0
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         if os.environ.get("DAG_TRACEBACK"):
             raise
-        sys.stderr.write(f"dag {name}: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"dag {name}: {_unnamed(error, options)}{' '.join(str(error).split())}\n")
         return 2
     except ImportError as error:
         if os.environ.get("DAG_TRACEBACK") or (error.name or "").partition(".")[0] == "dag":

@@ -176,6 +176,8 @@ def full(trial: Trial) -> str:
     """The disk has less room than the job needs."""
     with small_disk(trial, f"size={trial.chance.randrange(8, 40) * 4}k"):
         status, line = trial.finish()
+    if status and "out/" not in line:
+        raise AssertionError(f"the line names no file: {line}")
     return refused(status, line, "space", "written") if status else ""
 
 

@@ -157,6 +157,17 @@ def test_the_doctor_finds_what_is_wrong(capsys, tmp_path):
         assert "mend what says FAIL" in out
 
 
+def test_a_write_that_the_system_ends_names_its_file(tmp_path):
+    """A limit of zero bytes a file: as on a full disk, the system's error itself names none."""
+    table, out = tmp_path / "sweep.csv", tmp_path / "scale.json"
+    table.write_text("run,metric,value\nsweep_dc30,dfid,1\n")
+    command = f"ulimit -f 0; exec {sys.executable} -m dag scale --config config/smoke.yaml --distances {table} --out {out}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"dag scale: {out}: [Errno 27] File too large\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.csv"]
+
+
 def test_a_missing_package_is_told_in_a_line(capsys, monkeypatch):
     monkeypatch.setattr("dag.stages.doctor.version", lambda name: _no_version(name) if name == "tqdm" else "1")
     status, out, err = said(capsys, "doctor")

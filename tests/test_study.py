@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -230,6 +233,40 @@ def test_a_study_is_made_by_one_process_at_a_time(tmp_path, monkeypatch):
     del made
     other.save()
     assert yaml.safe_load(other.saved_config.read_text())["downstream"]["seeds"] == 3
+
+
+def test_a_study_is_not_begun_anew_while_jobs_of_a_killed_snakemake_go_on(tmp_path, monkeypatch):
+    """On Slurm they run on without it; what they still write must not come among the files of another config."""
+    job = """
+import os, sys, yaml
+from dag.stages.study import Study
+study = Study(yaml.safe_load(open("config/smoke.yaml")))
+os.chdir(sys.argv[1])
+with study.at_work():
+    print("at work", flush=True)
+    sys.stdin.read()
+"""
+    made, later = study(), study(downstream__seeds=3)
+    (tmp_path / "results" / "smoke").mkdir(parents=True)
+    command = [sys.executable, "-c", job, str(tmp_path)]
+    jobs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)]
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert [each.stdout.readline() for each in jobs] == ["at work\n"] * 2
+        for each in jobs:
+            with pytest.raises(StudyError, match="results/smoke: jobs of a Snakemake that was killed are still at work on this study; wait .* scancel"):
+                made.save()
+            assert not made.saved_config.exists()
+            each.kill()
+            each.wait()
+    finally:
+        for each in jobs:
+            each.kill()
+            each.communicate()
+    later.save()
+    with later.at_work(), later.at_work():  # jobs of a Snakemake that is there
+        assert (tmp_path / "results" / "smoke" / ".jobs").exists()
+    assert yaml.safe_load(later.saved_config.read_text())["downstream"]["seeds"] == 3
 
 
 def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):

@@ -7,9 +7,12 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 import yaml
@@ -160,23 +163,41 @@ class Study:
     def save(self) -> None:
         """Write the config as it was resolved, and the run sheet, for the stages to read: later edits do not reach a study under way.
 
-        The study is this process's alone until it ends, however it ends. Raises StudyError where it is another's.
+        The study is this process's alone until it ends, however it ends. Raises StudyError where it is another's, or where jobs of an earlier one
+        go on: they would write what they make among the files of the new ones.
         """
         sheet, config = self.root / "runs.tsv", self.saved_config
         self.root.mkdir(parents=True, exist_ok=True)
-        self._held = open(self.root / ".lock", "a")  # noqa: SIM115 the kernel drops a lock with its file
+        alone = fcntl.LOCK_EX | fcntl.LOCK_NB
+        self._held = self._lock(".lock", alone, "another Snakemake is making this study; wait for its end, or give yours another `study` name")
+        outlived = "jobs of a Snakemake that was killed are still at work on this study; wait for their end, or end them (on Slurm: squeue --me, scancel)"
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"{self.root}: another Snakemake is making this study; wait for its end, or give yours another `study` name") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-            warnings.warn(f"{self.root}: its file system has no locks ({error.strerror}); start no second Snakemake on this study", stacklevel=2)
+            self._lock(".jobs", alone, outlived).close()
+        except StudyError:
+            self._held.close()
+            raise
         with writing(sheet) as aside:
             self.runs.to_csv(aside, sep="\t")
         with writing(config) as aside:
             aside.write_text(yaml.safe_dump({**self.config, "runs": str(sheet)}, sort_keys=False))
+
+    def at_work(self) -> AbstractContextManager:
+        """Within, or until this process ends, however it ends, no Snakemake begins the study anew: this one, a job, works on it."""
+        # Whoever may not write there makes nothing there.
+        return self._lock(".jobs", fcntl.LOCK_SH, "") if os.access(self.root, os.W_OK) else nullcontext()
+
+    def _lock(self, name: str, how: int, otherwise: str) -> TextIO:
+        """A locked file of the study: the kernel drops the lock with the file. Raises StudyError, with what is otherwise the case, where it is another's."""
+        file = open(self.root / name, "a+")  # noqa: SIM115 both ways: a network's file system locks what is open for it
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            raise StudyError(f"{self.root}: {otherwise}") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            warnings.warn(f"{self.root}: its file system has no locks ({error.strerror}); start no second Snakemake on this study", stacklevel=3)
+        return file
 
     @property
     def saved_config(self) -> Path:

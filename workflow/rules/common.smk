@@ -20,7 +20,7 @@ except StudyError as error:
     # One line and a status, where an exception would be shown with the place in this file.
     sys.exit(f"snakemake: {error}")
 
-# Slurm's warning before a time limit reaches every process of a job; the stage acts on it, the Snakemake above it must live until it has.
+# Slurm's warning before a time limit reaches every process of a job step; the stage acts on it, the Snakemake above it must live until it has.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 RESULTS = str(STUDY.root)
