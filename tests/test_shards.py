@@ -13,10 +13,13 @@ import torch
 import yaml
 
 from dag.diffusion import Diffusion
+from dag.estimators import depth_network
 from dag.heads import build_heads
 from dag.interruption import Interrupted
+from dag.metrics.extractors import load_extractor
 from dag.sampling import SampleRNG
-from dag.stages import sampling
+from dag.stages import evaluation, sampling
+from dag.stages.arrays import rows_of
 from dag.stages.artefacts import content_hash
 from dag.stages.shards import join, split, together
 from dag.stages.study import Study, StudyError
@@ -306,3 +309,32 @@ def test_several_runs_are_drawn_as_each_alone(files, whole, tmp_path, monkeypatc
     with np.load(outs[1]) as one, np.load(tmp_path / "alone.npz") as other:
         assert same(dict(one), dict(other))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.json", "alone.npz", "both.json", "both.npz", "dcg.json", "dcg.npz"]
+
+
+def test_pictures_are_described_the_same_in_parts(files, tmp_path, monkeypatch):
+    """Of a large run neither the pictures nor their depth are ever in memory together."""
+    made, numbers = study(), np.random.default_rng(0)
+    made["evaluation"].update(extractor="pixels", dims=48, resolution=4)
+    torch.manual_seed(0)
+    save_module(depth_network(made["judge"]["architecture"], 16), {"architecture": {"sample_size": 16, **made["judge"]["architecture"]}}, tmp_path / "judge")
+    np.savez(tmp_path / "both.npz", images=numbers.integers(0, 256, (200, 16, 16, 3), np.uint8), seeds=np.arange(3, 203), t=np.arange(2))
+    networks = {"unet": files["unet"], "heads": files["heads"], "judge": tmp_path / "judge", "second_judge": tmp_path / "judge"}
+    found = {}
+    for most in (1024, 1):
+        monkeypatch.setattr(evaluation, "PART", most)
+        read = []
+        monkeypatch.setattr(evaluation, "rows_of", lambda *how, read=read: read.append(how[-1]) or rows_of(*how))
+        evaluation.describe(made, pictures=tmp_path / "both.npz", **networks, out=tmp_path / f"{most}.npz")
+        assert read == [max(most, 128)]
+        found[most] = (tmp_path / f"{most}.npz").read_bytes()
+    assert found[1] == found[1024]
+    with np.load(tmp_path / "1.npz") as arrays, np.load(tmp_path / "both.npz") as pictures:
+        assert arrays.files == ["seeds", "extractor", "judged", "strong", "image_features", "depth_features", "strong_features", "second_features"]
+        assert arrays["seeds"].tolist() == pictures["seeds"].tolist()
+        assert {arrays[name].shape for name in ("judged", "strong")} == {(200, 16, 16)}
+        np.testing.assert_array_equal(arrays["image_features"], load_extractor("pixels", resolution=4)(pictures["images"]))
+        np.testing.assert_array_equal(arrays["second_features"], arrays["depth_features"])
+
+
+def test_a_part_is_whole_batches():
+    assert [evaluation.part_size(size) for size in (1, 8, 32, 48, 96, 2000)] == [1024, 1024, 1024, 1152, 1152, 16000]

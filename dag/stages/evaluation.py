@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from dag.stages.arrays import PART, growing, names, rows_of
 from dag.stages.artefacts import write_csv, write_provenance, writing
 from dag.stages.data import read
 from dag.stages.sheet import compared_in
@@ -58,26 +60,31 @@ def describe(study: Study, *, pictures: Path, unet: Path, heads: Path, judge: Pa
     from dag.stages.models import coding
     from dag.stages.sampling import predictor, read_depth
 
-    started = time.time()
-    arrays = read(pictures, "images")
-    images, seeds = arrays["images"], arrays["seeds" if "seeds" in arrays else "ids"]
-    judged = estimate(load_judge(judge, coding(study)), images, coding(study))
+    started, code, section, size = time.time(), coding(study), study["evaluation"], study["sampling"]["batch_size"]
+    key = "seeds" if "seeds" in names(pictures) else "ids"
+    seeds = read(pictures, key, only=True)[key]
+    judges = {kind: load_judge(path, code) for kind, path in (("depth_features", judge), (SECOND, second_judge)) if path is not None}
     plain, *_ = predictor(study, unet)
-    strong, size = load_heads(heads)["strong"].to(here()), study["sampling"]["batch_size"]
-    parts = [slice(i, i + size) for i in range(0, len(images), size)]
-    coded = (read_depth(to_tensor(images[p]).to(here()), seeds[p].tolist(), plain, strong, study["sampling"]["read_t"]) for p in parts)
-    read_off = torch.cat([coding(study).decode(depth)[:, 0].cpu() for depth in coded]).numpy()  # a GPU has no room for tens of thousands
-    section = study["evaluation"]
-    options = {key: section.get(key) for key in ("dims", "resolution", "weights", "sha256")}
+    strong = load_heads(heads)["strong"].to(here())
+    options = {name: section.get(name) for name in ("dims", "resolution", "weights", "sha256")}
     extractor = load_extractor(section["extractor"], **options, device=here())
-    limits = study["depth"]["near"], study["depth"]["far"]
-    depths = {"depth_features": judged, "strong_features": read_off}
-    if second_judge is not None:
-        depths[SECOND] = estimate(load_judge(second_judge, coding(study)), images, coding(study))
-    features = {"image_features": extractor(images), **{name: depth_features(extractor, depth, *limits) for name, depth in depths.items()}}
-    with writing(out) as aside:
-        np.savez(aside, seeds=seeds, extractor=extractor.label, judged=judged, strong=read_off, **features)
+    limits, step = (study["depth"]["near"], study["depth"]["far"]), part_size(size)
+    with growing(out, len(seeds), seeds=seeds, extractor=extractor.label) as add:
+        for start, images in enumerate(rows_of(pictures, "images", step)):
+            of = seeds[start * step : (start + 1) * step]
+            batches = [slice(i, i + size) for i in range(0, len(images), size)]
+            coded = torch.cat([read_depth(to_tensor(images[b]).to(here()), of[b].tolist(), plain, strong, study["sampling"]["read_t"]) for b in batches])
+            depths = {kind: estimate(network, images, code) for kind, network in judges.items()}
+            depths["strong_features"] = code.decode(coded)[:, 0].cpu().numpy()
+            features = {kind: depth_features(extractor, depths[kind], *limits) for kind in FEATURES.values() if kind in depths}
+            add(judged=depths["depth_features"], strong=depths["strong_features"], image_features=extractor(images), **features)
     write_provenance(out, study, started, extractor=extractor.label, pictures=str(pictures))
+
+
+def part_size(batch_size: int) -> int:
+    """How many pictures `describe` has in memory at a time: whole batches of every network that looks at them, so that parts change no bit."""
+    whole = math.lcm(batch_size, 128)  # of judge and extractor 64, 8 or 128
+    return -(-PART // whole) * whole
 
 
 # What a distance compares: the judge's depth, the depth that the guidance's own strong head reads, the image, and the depth of the second judge, if any.
@@ -251,13 +258,13 @@ def geometry(study: Study, *, runs: list[str], judged: list[Path], heldout: Path
     from dag.metrics.box_room import box_room_scores
 
     started = time.time()
-    files = {name: read(path) for name, path in zip(runs, judged, strict=True)}
-    truth = read(heldout, "depth", "ids")
-    maps = {"true depth": (truth["ids"], truth["depth"]), **{name: (arrays["seeds"], arrays["judged"]) for name, arrays in files.items()}}
-    intrinsics = camera(np.tan(np.radians([study["figures"]["fov_degrees"] / 2])), truth["depth"].shape[-1])[0]
-    rows = []
-    for name, (seeds, depths) in maps.items():
-        for seed, depth in zip(seeds, tqdm(depths, desc=name, unit="map", disable=None), strict=True):
-            rows.append({"run": name, "seed": int(seed), **box_room_scores(depth, intrinsics)})
-    write_csv(pd.DataFrame(rows), out)
+    maps = {"true depth": (heldout, "ids", "depth"), **{name: (path, "seeds", "judged") for name, path in zip(runs, judged, strict=True)}}
+    intrinsics = camera(np.tan(np.radians([study["figures"]["fov_degrees"] / 2])), study["domain"]["size"])[0]
+    scores = []
+    for name, (path, key, array) in maps.items():
+        seeds = read(path, key, only=True)[key]
+        depths = (depth for part in rows_of(path, array, PART) for depth in part)
+        for seed, depth in zip(seeds, tqdm(depths, desc=name, unit="map", total=len(seeds), disable=None), strict=True):
+            scores.append({"run": name, "seed": int(seed), **box_room_scores(depth, intrinsics)})
+    write_csv(pd.DataFrame(scores), out)
     write_provenance(out, study, started, fov_degrees=study["figures"]["fov_degrees"])

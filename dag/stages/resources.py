@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from dag.stages.arrays import PART
 from dag.stages.sheet import in_sweep
 from dag.stages.study import Study
 
@@ -95,8 +96,8 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
         levels = max(count * levels for count, levels in study["heads"]["labels"].items())
         return START_MIB + batch * kept, levels * forward
     if stage == "describe":
-        most = max(longest, counts["reference"])
-        return START_MIB + batch * kept + most * picture, most * (forward + 2)
+        # The depth that it keeps lies on the disk, and of pictures it holds a part.
+        return START_MIB + batch * kept + max(PART, batch) * _PICTURE * size**2, max(longest, counts["reference"]) * (forward + 2)
     if stage in ("heads", "blocks"):
         return _heads(study, stage, size)
     section = {"train_unet": "unet"}.get(stage, stage)

@@ -5,6 +5,7 @@ import style
 from matplotlib.figure import Figure
 
 from dag.data.geometry import camera, normals_from_depth
+from dag.stages.arrays import picked
 
 Run = tuple[np.ndarray, np.ndarray]  # images uint8 (k, s, s, 3), depth (k, s, s) in metres
 
@@ -50,7 +51,7 @@ def _chosen(samples: str, judged: str, seeds: list[int]) -> Run:
     with np.load(samples) as images, np.load(judged) as depths:
         at = [list(images["seeds"]).index(seed) for seed in seeds]
         depth_at = [list(depths["seeds"]).index(seed) for seed in seeds]
-        return images["images"][at], depths["judged"][depth_at]
+    return picked(samples, "images", at), picked(judged, "judged", depth_at)
 
 
 def load(files, count: int) -> tuple[Run, Run]:

@@ -4,6 +4,8 @@ import numpy as np
 import style
 from matplotlib.figure import Figure
 
+from dag.stages.arrays import picked
+
 SEEDS = 12  # two bands of six
 _BAND = 6
 
@@ -27,8 +29,10 @@ def draw(unguided: np.ndarray, guided: np.ndarray) -> Figure:
 def load(unguided: str, guided: str) -> tuple[np.ndarray, np.ndarray]:
     """Images of the first seeds that both runs share."""
     with np.load(unguided) as one, np.load(guided) as other:
-        shared = [seed for seed in one["seeds"].tolist() if seed in other["seeds"]][:SEEDS]
-        return tuple(run["images"][[run["seeds"].tolist().index(seed) for seed in shared]] for run in (one, other))
+        seeds = [run["seeds"].tolist() for run in (one, other)]
+    others = set(seeds[1])
+    shared = [seed for seed in seeds[0] if seed in others][:SEEDS]
+    return tuple(picked(path, "images", [own.index(seed) for seed in shared]) for path, own in zip((unguided, guided), seeds, strict=True))
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`

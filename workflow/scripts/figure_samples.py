@@ -4,6 +4,8 @@ import numpy as np
 import style
 from matplotlib.figure import Figure
 
+from dag.stages.arrays import picked, rows_of
+
 ROWS, COLUMNS = 2, 10
 
 
@@ -23,15 +25,14 @@ def draw(grids: dict[str, np.ndarray]) -> Figure:
 
 def load(real: str, runs: dict[str, str]) -> dict[str, np.ndarray]:
     """The first real images and, of every run, the images of the first seeds that all runs share."""
-    with np.load(real) as data:
-        grids = {"real": data["images"][: ROWS * COLUMNS]}
-    by_seed = {}
+    grids = {"real": next(rows_of(real, "images", ROWS * COLUMNS))}
+    seeds = {}
     for name, path in runs.items():
         with np.load(path) as data:
-            by_seed[name] = dict(zip(data["seeds"].tolist(), data["images"], strict=True))
-    first, *others = by_seed.values()
+            seeds[name] = {seed: row for row, seed in enumerate(data["seeds"].tolist())}
+    first, *others = seeds.values()
     shared = [seed for seed in first if all(seed in other for other in others)][: ROWS * COLUMNS]
-    return grids | {name: np.stack([images[seed] for seed in shared]) for name, images in by_seed.items()}
+    return grids | {name: picked(runs[name], "images", [own[seed] for seed in shared]) for name, own in seeds.items()}
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`

@@ -26,6 +26,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from PIL import Image
 
+from dag.stages.arrays import PART, rows_of
 from dag.stages.artefacts import writing
 
 HERE = Path(__file__).parent
@@ -192,12 +193,8 @@ def _colours() -> str:
 
 
 def _limits(pictures: Pictures) -> list[float]:
-    """Metres that the two ends of the colours stand for, as in the figures."""
-    depths = []
-    for path in pictures.judged.values():
-        with np.load(path) as data:
-            depths.append(data["judged"])
-    limits = style.depth_limits(*depths)
+    """Metres that the two ends of the colours stand for, as in the figures: of many pictures, by the first of each run."""
+    limits = style.depth_limits(*(next(rows_of(path, "judged", PART)) for path in pictures.judged.values()))
     return [limits["vmin"], limits["vmax"]]
 
 

@@ -14,6 +14,8 @@ import pandas as pd
 from PIL import Image
 from table_format import decimals
 
+from dag.stages.arrays import picked
+
 COLUMNS = 16
 KINDS = {(False, False): "Baseline", (False, True): "DPG", (True, False): "DCG", (True, True): "Both"}
 
@@ -108,14 +110,16 @@ def trajectory(path: str | Path) -> dict:
 
 def _load(samples: Mapping[str, str | Path], judged: Mapping[str, str | Path], count: int) -> dict:
     """Images and depth by run, of the first seeds that all runs share."""
-    arrays = {}
+    rows = {}
     for name in samples:
         with np.load(samples[name]) as pictures, np.load(judged[name]) as depths:
-            at = {int(seed): place for place, seed in enumerate(depths["seeds"])}
-            arrays[name] = pictures["seeds"].tolist(), pictures["images"], at, depths["judged"]
-    first = next(iter(arrays.values()))[0]
-    seeds = [seed for seed in first if all(seed in own and seed in at for own, _, at, _ in arrays.values())][:count]
+            rows[name] = [{seed: row for row, seed in enumerate(arrays["seeds"].tolist())} for arrays in (pictures, depths)]
+    first = next(iter(rows.values()))[0]
+    seeds = [seed for seed in first if all(seed in own and seed in at for own, at in rows.values())][:count]
     if not seeds:
         raise ValueError(f"the runs {', '.join(samples)} have no seed in common: the page shows the same seeds of each")
-    chosen = {name: (images[[own.index(seed) for seed in seeds]], depth[[at[seed] for seed in seeds]]) for name, (own, images, at, depth) in arrays.items()}
+    chosen = {
+        name: (picked(samples[name], "images", [own[seed] for seed in seeds]), picked(judged[name], "judged", [at[seed] for seed in seeds]))
+        for name, (own, at) in rows.items()
+    }
     return {"seeds": seeds, "size": int(next(iter(chosen.values()))[0].shape[1]), "runs": chosen}
