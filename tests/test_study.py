@@ -254,7 +254,7 @@ with study.at_work():
     try:
         assert [each.stdout.readline() for each in jobs] == ["at work\n"] * 2
         for each in jobs:
-            with pytest.raises(StudyError, match="results/smoke: jobs of a Snakemake that was killed are still at work on this study; wait .* scancel"):
+            with pytest.raises(StudyError, match="results/smoke: jobs are at work on this study, of a killed Snakemake or begun by hand; wait .* scancel"):
                 made.save()
             assert not made.saved_config.exists()
             each.kill()

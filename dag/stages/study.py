@@ -170,7 +170,7 @@ class Study:
         self.root.mkdir(parents=True, exist_ok=True)
         alone = fcntl.LOCK_EX | fcntl.LOCK_NB
         self._held = self._lock(".lock", alone, "another Snakemake is making this study; wait for its end, or give yours another `study` name")
-        outlived = "jobs of a Snakemake that was killed are still at work on this study; wait for their end, or end them (on Slurm: squeue --me, scancel)"
+        outlived = "jobs are at work on this study, of a killed Snakemake or begun by hand; wait for their end, or end them (Slurm: squeue --me, scancel)"
         try:
             self._lock(".jobs", alone, outlived).close()
         except StudyError:
