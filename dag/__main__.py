@@ -139,10 +139,11 @@ def _tell_files(study, options: dict) -> None:
 def _device(kind: str, count: int) -> Iterator[None]:
     """A device for this process, or one for each of its `count`; a GPU that must be there has to work, too."""
     with reserved(kind, count=count) as device:
-        from dag.accelerator import here
+        from dag.accelerator import here, multiply_in_tf32
 
         if kind == "gpu" and here().type == "cpu":
             raise ValueError(f"compute.device is 'gpu', but torch finds no CUDA device where CUDA_VISIBLE_DEVICES is {device!r}")
+        multiply_in_tf32()
         yield
 
 

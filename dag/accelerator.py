@@ -8,11 +8,14 @@ import torch
 
 
 def here() -> torch.device:
-    """The device of this process. On a GPU, products of float32 matrices are from now on computed in TF32, as PyTorch computes convolutions."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.backends.cuda.matmul.allow_tf32 = True
-    return torch.device("cuda")
+    """The device of this process."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def multiply_in_tf32() -> None:
+    """From now on this process computes products of float32 matrices in TF32 on a GPU, as PyTorch computes convolutions. For processes of our own."""
+    if here().type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def on(device: torch.device, data: Any) -> Any:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dag.accelerator import multiply_in_tf32
 from dag.interruption import Interrupted, noticing
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _member(rank: int, processes: int, folder: str, function: Callable, argument
     local, backend = place(rank, processes, gpus)
     if gpus:
         torch.cuda.set_device(local)
+    multiply_in_tf32()
     # What accelerate knows its processes by; without the last it would choose a number of threads of its own.
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
     # The meeting place is a file, not a port that another training may have.

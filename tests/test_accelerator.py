@@ -97,7 +97,7 @@ def test_matrices_are_multiplied_in_tf32_on_a_gpu_alone(monkeypatch, gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     try:
         torch.backends.cuda.matmul.allow_tf32 = False
-        assert accelerator.here().type == ("cuda" if gpu else "cpu")
+        accelerator.multiply_in_tf32()
         assert torch.backends.cuda.matmul.allow_tf32 == gpu
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
