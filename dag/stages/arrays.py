@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -18,7 +19,7 @@ PART = 1024  # pictures in memory at a time
 
 def names(path: str | Path) -> list[str]:
     """Of the arrays of an .npz file. Raises ValueError naming a file that is missing or not whole."""
-    with _naming(path), zipfile.ZipFile(path) as archive:
+    with naming(path), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
@@ -27,7 +28,7 @@ def rows_of(path: str | Path, name: str, count: int) -> Iterator[np.ndarray]:
 
     Raises ValueError naming a file that is missing, not whole or without this array. A damaged part shows after the last one at the latest, by its checksum.
     """
-    with _naming(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+    with naming(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
         header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
         shape, by_columns, dtype = header(stream)
         if by_columns or dtype.hasobject or not shape:
@@ -71,8 +72,7 @@ def growing(out: Path, count: int, **whole: object) -> Iterator[Callable[..., No
                 for name, part in arrays.items():
                     if name not in streams:
                         streams[name] = stack.enter_context(open(folder / f"{name}.npy", "wb"))
-                        shape = (count, *part.shape[1:])
-                        npy.write_array_header_1_0(streams[name], {"descr": npy.dtype_to_descr(part.dtype), "fortran_order": False, "shape": shape})
+                        write_header(streams[name], part, count)
                     streams[name].write(np.ascontiguousarray(part).data)
                     lengths[name] = lengths.get(name, 0) + len(part)
 
@@ -91,8 +91,13 @@ def growing(out: Path, count: int, **whole: object) -> Iterator[Callable[..., No
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_header(stream: BinaryIO, part: np.ndarray, count: int) -> None:
+    """What NumPy's format has before the rows of an array: of `count` in all, each like those of `part`."""
+    npy.write_array_header_1_0(stream, {"descr": npy.dtype_to_descr(part.dtype), "fortran_order": False, "shape": (count, *part.shape[1:])})
+
+
 @contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
+def naming(path: str | Path) -> Iterator[None]:
     """What reading an .npz file may raise, as a ValueError that names the file."""
     try:
         yield
@@ -100,5 +105,5 @@ def _naming(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path}: no such file; run the stage that makes it first") from None
     except KeyError as error:
         raise ValueError(f"{path}: {error.args[0]}") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # zipfile and numpy raise many kinds for a torn file
         raise ValueError(f"{path}: not a whole .npz file ({error})") from None

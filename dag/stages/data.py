@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dag.data.domain import DOMAINS, Dataset, dataset
+from dag.stages.arrays import naming
 from dag.stages.artefacts import write_provenance, writing
 from dag.stages.study import Study
 
@@ -59,14 +60,9 @@ def check_unit(study: Study, use: str, depth: np.ndarray) -> None:
 
 def read(path: Path, *needed: str, only: bool = False) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, or only those that are needed. Raises ValueError naming a file that is missing, not whole, or without one of these."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names = file.files
-            arrays = {name: file[name] for name in names if not only or name in needed}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; run the stage that makes it first") from None
-    except Exception as error:  # zipfile and numpy raise many kinds for a torn file
-        raise ValueError(f"{path}: not a whole .npz file ({error})") from None
+    with naming(path), np.load(path, allow_pickle=False) as file:
+        names = file.files
+        arrays = {name: file[name] for name in names if not only or name in needed}
     if missing := sorted(set(needed) - set(names)):
         raise ValueError(f"{path}: has no {', '.join(missing)}; it holds {', '.join(names) or 'nothing'}")
     return arrays

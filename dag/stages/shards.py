@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dag.stages.arrays import write_header
 from dag.stages.artefacts import content_hash, write_provenance, writing
 from dag.stages.data import read
 from dag.stages.sheet import in_sweep
@@ -189,6 +190,5 @@ def _write_rows(stream, parts: Iterator[np.ndarray], count: int) -> None:
     """An array of `count` rows in NumPy's format, part after part."""
     for index, part in enumerate(parts):
         if index == 0:
-            header = {"descr": np.lib.format.dtype_to_descr(part.dtype), "fortran_order": False, "shape": (count, *part.shape[1:])}
-            np.lib.format.write_array_header_1_0(stream, header)
+            write_header(stream, part, count)
         stream.write(np.ascontiguousarray(part).data)
