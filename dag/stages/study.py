@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TextIO
 
 import pandas as pd
 import yaml
 
 from dag.data.domain import DOMAINS, check
 from dag.stages.artefacts import digest, writing
+from dag.stages.locks import ALONE, SHARED, locked
 from dag.stages.networks import faults, safetensors_size
 from dag.stages.sheet import GUIDED, in_sweep, read_sheet
 from dag.stages.validation import StudyError, validate
@@ -168,11 +165,10 @@ class Study:
         """
         sheet, config = self.root / "runs.tsv", self.saved_config
         self.root.mkdir(parents=True, exist_ok=True)
-        alone = fcntl.LOCK_EX | fcntl.LOCK_NB
-        self._held = self._lock(".lock", alone, "another Snakemake is making this study; wait for its end, or give yours another `study` name")
+        self._held = locked(self.root / ".lock", ALONE, "another Snakemake is making this study; wait for its end, or give yours another `study` name")
         outlived = "jobs are at work on this study, of a killed Snakemake or begun by hand; wait for their end, or end them (Slurm: squeue --me, scancel)"
         try:
-            self._lock(".jobs", alone, outlived).close()
+            locked(self.root / ".jobs", ALONE, outlived).close()
         except StudyError:
             self._held.close()
             raise
@@ -184,20 +180,7 @@ class Study:
     def at_work(self) -> AbstractContextManager:
         """Within, or until this process ends, however it ends, no Snakemake begins the study anew: this one, a job, works on it."""
         # Whoever may not write there makes nothing there.
-        return self._lock(".jobs", fcntl.LOCK_SH, "") if os.access(self.root, os.W_OK) else nullcontext()
-
-    def _lock(self, name: str, how: int, otherwise: str) -> TextIO:
-        """A locked file of the study: the kernel drops the lock with the file. Raises StudyError, with what is otherwise the case, where it is another's."""
-        file = open(self.root / name, "a+")  # noqa: SIM115 both ways: a network's file system locks what is open for it
-        try:
-            fcntl.flock(file, how)
-        except BlockingIOError:
-            raise StudyError(f"{self.root}: {otherwise}") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                raise
-            warnings.warn(f"{self.root}: its file system has no locks ({error.strerror}); start no second Snakemake on this study", stacklevel=3)
-        return file
+        return locked(self.root / ".jobs", SHARED, "") if os.access(self.root, os.W_OK) else nullcontext()
 
     @property
     def saved_config(self) -> Path:
