@@ -565,9 +565,12 @@ def test_bad_arguments_are_refused_in_one_line(single):
 
 
 def test_heads_that_no_term_reads_may_be_in_training_mode(single):
-    heads = make_heads(single.unet)
+    heads, x = make_heads(single.unet), single.start([5, 6])[0]
+    expected = DepthGuidance(single.plain, heads, [Flatness(1.0)])(x, T, SampleRNG([5, 6])).grad
     heads["weak"].train()
-    DepthGuidance(single.plain, heads, [Flatness(1.0)])
+    found = DepthGuidance(single.plain, heads, [Flatness(1.0)])(x, T, SampleRNG([5, 6])).grad
+    assert expected.any()
+    assert torch.equal(found, expected)
 
 
 def test_depth_is_read_without_the_decoder_after_the_deepest_block():

@@ -132,7 +132,8 @@ def test_every_extractor_may_be_asked_for(tmp_path):
         ("dinov2", 24, 28, {"weights": str(tmp_path)}),
         ("pixels", 192, 8, {}),
     ):
-        study(evaluation={"extractor": name, "dims": dims, "resolution": resolution, "resamples": 20, **more})
+        found = study(evaluation={"extractor": name, "dims": dims, "resolution": resolution, "resamples": 20, **more})["evaluation"]
+        assert (found["extractor"], found["dims"], found["resolution"]) == (name, dims, resolution)
 
 
 def test_a_variant_changes_its_keys_and_what_they_make(tmp_path):
