@@ -32,7 +32,7 @@ paper: $(READY) ## Run the paper's own study, LSUN-bedroom and LSUN-church: on a
 	@$(WITH_VENV) snakemake $(or $(ARGS),--cores $(CORES)) --configfile config/paper-church.yaml
 
 test: $(READY) ## Run the tests, the smoke study among them
-	@$(WITH_VENV) python -m pytest tests -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(WITH_VENV) python -m pytest tests -m "not slow and not full_study" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 clean: ## Remove the intermediates of all studies; tables, figures, pages and .venv stay
 	@if [ -d results ]; then find results -mindepth 2 -maxdepth 2 ! -name tables ! -name figures ! -name timings.md ! -name index.html ! -name manifest.json -exec rm -rf {} +; fi

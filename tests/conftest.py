@@ -38,13 +38,16 @@ def nyu_root() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that make whole studies first: they take longest, and `make test` gives each file to one of two processes."""
-    items.sort(key=lambda item: not hasattr(item.module, "checkout"))
+    """The files that run a study first: they take longest, and `make test` gives each file to one of two processes."""
+    first = {item.path for item in items if {"study", "mini"} & set(getattr(item, "fixturenames", ()))}
+    items.sort(key=lambda item: item.path not in first)
 
 
-def snakemake(folder: Path, *arguments: str, config: str = "config/smoke.yaml") -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--configfile", config, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)})
+def snakemake(folder: Path, *arguments: str, config: str | list[str] = "config/smoke.yaml") -> subprocess.CompletedProcess:
+    """Snakemake in a checkout, which asks nothing of the hub of models. config: one config file, or several, of which later ones override."""
+    command = [sys.executable, "-m", "snakemake", "--configfile", *([config] if isinstance(config, str) else config), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def checkout(folder: Path) -> Path:

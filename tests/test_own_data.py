@@ -11,10 +11,12 @@ from pathlib import Path
 
 import matplotlib.image
 import pandas as pd
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.full_study
 def test_the_commands_of_own_data(tmp_path):
     for name in ("dag", "workflow", "config", "profiles", "models", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
