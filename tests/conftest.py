@@ -60,8 +60,19 @@ def checkout(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_dinov2(tmp_path_factory) -> Path:
+    """DINOv2's own architecture with random weights, as transformers saves it."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    folder = tmp_path_factory.mktemp("dinov2")
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def study(tmp_path_factory) -> Path:
-    """The smoke study, run once; who changes a file of it puts it back."""
+    """The smoke study; who changes a file of it puts it back. Asked for in test_workflow.py alone: of two processes that test, one runs it."""
     folder = checkout(tmp_path_factory.mktemp("study"))
     done = snakemake(folder, "--cores", "2")
     assert done.returncode == 0, done.stderr[-4000:]

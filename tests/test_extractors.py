@@ -270,17 +270,6 @@ def test_pictures_that_no_network_expects_are_refused():
         depth_pictures(np.full((1, 2, 2), np.nan), 1, 2)
 
 
-@pytest.fixture(scope="module")
-def tiny_dinov2(tmp_path_factory):
-    """DINOv2's own architecture with random weights, as transformers saves it."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
-    folder = tmp_path_factory.mktemp("dinov2")
-    transformers.Dinov2Model(config).save_pretrained(folder)
-    return folder
-
-
 def test_dinov2_is_the_class_token_of_transformers(tiny_dinov2):
     from transformers import BitImageProcessor, Dinov2Model
 
@@ -293,23 +282,6 @@ def test_dinov2_is_the_class_token_of_transformers(tiny_dinov2):
     with torch.inference_mode():
         expected = Dinov2Model.from_pretrained(tiny_dinov2).eval()(pixel_values=pixels).last_hidden_state[:, 0]
     np.testing.assert_allclose(extractor(pictures), expected.numpy(), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["dinov2", "pixels"])
-def test_a_study_describes_its_pictures_by_any_extractor(study, tiny_dinov2, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(study)
-    sections = {"dinov2": {"dims": 24, "resolution": 28, "weights": str(tiny_dinov2)}, "pixels": {"dims": 48, "resolution": 4}}
-    config = yaml.safe_load(Path("config/smoke.yaml").read_text())
-    other = Study({**config, "evaluation": {"extractor": name, "resamples": 20, **sections[name]}}, "smoke.yaml")
-    models, heldout = Path("results/smoke/models"), Path("results/smoke/data/heldout.npz")
-    networks = {"unet": models / "unet", "heads": models / "heads" / "labels10.safetensors", "judge": models / "judge.safetensors"}
-    evaluation.describe(other, pictures=heldout, **networks, second_judge=models / "second_judge.safetensors", out=tmp_path / "real.npz")
-    with np.load(tmp_path / "real.npz") as found, np.load(heldout) as pictures:
-        dims, resolution = sections[name]["dims"], sections[name]["resolution"]
-        assert str(found["extractor"]) == f"{name}-{dims}@{resolution}"
-        assert {found[key].shape for key in FEATURES.values()} == {(16, dims)}
-        options = {"resolution": resolution, "weights": sections[name].get("weights")}
-        np.testing.assert_array_equal(found["image_features"], load_extractor(name, **options)(pictures["images"]))
 
 
 def test_dinov2_refuses_what_does_not_fit(tiny_dinov2, tmp_path):

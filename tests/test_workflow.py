@@ -10,12 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from conftest import checkout, snakemake
 
+from dag.metrics.extractors import load_extractor
+from dag.stages import evaluation
 from dag.stages.artefacts import content_hash
+from dag.stages.evaluation import FEATURES
 from dag.stages.shards import together
 from dag.stages.study import Study
 
@@ -120,6 +124,23 @@ def test_gain_without_its_section_is_refused_in_one_line(study):
     assert [line for line in done.stderr.splitlines() if line.startswith("snakemake: ")][0].endswith(
         "gain is missing; `snakemake gain` trains U-Nets on its `images`"
     )
+
+
+@pytest.mark.parametrize("name", ["dinov2", "pixels"])
+def test_a_study_describes_its_pictures_by_any_extractor(study, tiny_dinov2, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(study)
+    sections = {"dinov2": {"dims": 24, "resolution": 28, "weights": str(tiny_dinov2)}, "pixels": {"dims": 48, "resolution": 4}}
+    config = yaml.safe_load(Path("config/smoke.yaml").read_text())
+    other = Study({**config, "evaluation": {"extractor": name, "resamples": 20, **sections[name]}}, "smoke.yaml")
+    models, heldout = Path("results/smoke/models"), Path("results/smoke/data/heldout.npz")
+    networks = {"unet": models / "unet", "heads": models / "heads" / "labels10.safetensors", "judge": models / "judge.safetensors"}
+    evaluation.describe(other, pictures=heldout, **networks, second_judge=models / "second_judge.safetensors", out=tmp_path / "real.npz")
+    with np.load(tmp_path / "real.npz") as found, np.load(heldout) as pictures:
+        dims, resolution = sections[name]["dims"], sections[name]["resolution"]
+        assert str(found["extractor"]) == f"{name}-{dims}@{resolution}"
+        assert {found[key].shape for key in FEATURES.values()} == {(16, dims)}
+        options = {"resolution": resolution, "weights": sections[name].get("weights")}
+        np.testing.assert_array_equal(found["image_features"], load_extractor(name, **options)(pictures["images"]))
 
 
 def test_variants_have_heads_and_priors_of_their_own(study):
