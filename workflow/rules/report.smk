@@ -480,13 +480,14 @@ rule manifest:
         "../scripts/manifest.py"
 
 
-# On demand: the README shows table 1.
+# On demand: the README shows the comparison of a study that it has a place for.
 rule readme:
     input:
-        table=f"{RESULTS}/tables/table1_guidance.md",
+        table=f"{RESULTS}/tables/{COMPARISON}_guidance.md",
     localrule: True
     params:
         readme="README.md",
+        study=config["study"],
     script:
         "../scripts/readme.py"
 
