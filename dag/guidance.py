@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dag.diffusion import PREDICTION_TYPES, Diffusion, Prediction
-from dag.unet import forward_with_taps, split_output
+from dag.unet import decoder_blocks, forward_with_taps, split_output
 from dag.weights import load_unet
 
 __all__ = ["Consistency", "DepthGuidance", "Prediction", "Prior", "Term", "UNetPredictor", "depth_consistency", "depth_prior"]
@@ -122,8 +122,15 @@ class UNetPredictor:
 
     @classmethod
     def load(cls, path: str | Path, **options) -> UNetPredictor:
-        """The predictor of a pretrained U-Net that `load_unet` reads, with its own diffusion. options: precision, channels_last, checkpoint."""
+        """The predictor of a pretrained U-Net that `load_unet` reads, with its own diffusion. options: precision, channels_last, checkpoint.
+
+        Raises what `load_unet` does, and ValueError that names path for a U-Net whose blocks have no taps.
+        """
         unet, meta = load_unet(path)
+        try:
+            decoder_blocks(unet)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         diffusion = Diffusion(meta["num_timesteps"], meta["beta_start"], meta["beta_end"], meta["beta_schedule"])
         return cls(unet, diffusion, meta["prediction_type"], **options)
 

@@ -135,6 +135,16 @@ def test_an_unguided_picture_needs_no_heads(capsys, model, tmp_path):
     assert matplotlib.image.imread(tmp_path / "out.png").shape[:2] == (96, 96)
 
 
+def test_a_picture_of_a_model_with_other_blocks_is_refused_by_name(capsys, tmp_path):
+    types = {"down_block_types": ("DownBlock2D", "AttnDownEncoderBlock2D"), "up_block_types": ("UpBlock2D",) * 2, "block_out_channels": (8, 8)}
+    unet = UNet2DModel(16, layers_per_block=1, norm_num_groups=4, **types)
+    save_unet(unet, tmp_path / "other", prediction_type="epsilon", diffusion=Diffusion())
+    status, out, err = said(capsys, "picture", "--model", str(tmp_path / "other"), "--grid", str(tmp_path / "out.png"))
+    assert (status, out) == (2, "")
+    assert err.startswith(f"dag picture: {tmp_path / 'other'}: the U-Net has a AttnDownEncoderBlock2D, expected one of ")
+    assert err.count("\n") == 1
+
+
 def test_the_doctor_finds_a_whole_study(capsys):
     status, out, _ = said(capsys, "doctor")
     assert status == 0, out
