@@ -347,6 +347,19 @@ def test_numbers_of_another_protocol_get_a_block_of_their_own(study):
     assert all("n = " in block.title for block in blocks[:2])
 
 
+def test_other_distances_of_another_n_get_a_block_of_their_own(study):
+    import table_distances
+
+    distances = pd.read_csv(study / "metrics/distances.csv")
+    distances.loc[distances["run"] == "real", "n"] = 654
+    blocks = table_distances.build(pd.read_csv(study / "metrics/runs.csv"), distances).blocks
+    assert [block.title.partition(":")[0] for block in blocks] == ["Judged depth", "Judged depth", "Images", "Images"]
+    for block, n in zip(blocks, (256, 654, 256, 654), strict=True):
+        assert set(block.frame["n"]) == {n}
+        assert [column.title for column in block.columns if column.value == "kid"] == [f"1,000 KID ↓ {EXTRACTOR}, n = {n}"]
+    assert {row.run for block in blocks[1::2] for row in block.frame.itertuples()} == {"real"}
+
+
 def test_a_column_says_how_it_was_measured_and_runs_of_too_few_samples_are_marked(study):
     import table_guidance
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_KEPT = 0.9  # share of the pairs in a resample
+KEPT = 0.9  # share of the pairs in a resample
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,35 @@ class Estimate:
     p: float | None = None
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], n: int, *, paired: bool, resamples: int = 200, permutations: int = 999, seed: int = 0) -> Estimate:
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], n: int, *, paired: bool, resamples: int = 200, permutations: int = 999, seed: int = 0, kept: float = KEPT
+) -> Estimate:
     """The statistic of n samples with its interval; paired: also its difference to n samples of a baseline with the same seeds.
 
     statistic maps row numbers to a number: rows 0 to n - 1 are the samples, n + i is the baseline's partner of i. A resample takes pairs, so what
     the seeds share cancels in the difference. The usual resample of n rows with replacement repeats rows, which raises every distance and, where n
-    is a few times the dimensions, can double its spread. Here a resample is m = 0.9 n different pairs whose deviation counts sqrt(m / (n - m)) times,
-    which is exact for a mean (Shao & Wu 1989, Ann. Statist. 17). Sets of m rows still lie a little further off than one of n, so deviations are
-    taken from their own mean: the interval is one for the expected value at this n, not for the limit of many samples.
+    is a few times the dimensions, can double its spread. Here a resample is m = kept n different pairs whose deviation counts sqrt(m / (n - m)) times,
+    which is exact for a mean (Shao & Wu 1989, Ann. Statist. 17); the less smooth a statistic is, the more pairs it has to leave out. Sets of m rows
+    still lie a little further off than one of n, so deviations are taken from their own mean: the interval is one for the expected value at this n,
+    not for the limit of many samples.
     p is two-sided, from swapping the two labels within random pairs; it is at least 1 / (permutations + 1). Raises ValueError when n < 3.
     """
     if n < 3:
         raise ValueError(f"bootstrap: {n} samples, expected at least 3")
     rng = np.random.default_rng(seed)
-    m = min(n - 1, round(_KEPT * n))
-    kept = [rng.permutation(n)[:m] for _ in range(resamples)]
+    m = min(n - 1, round(kept * n))
+    sets = [rng.permutation(n)[:m] for _ in range(resamples)]
 
     def interval(value: float, resampled: np.ndarray) -> tuple[float, float]:
         deviations = np.percentile(resampled - resampled.mean(), [2.5, 97.5]) * (m / (n - m)) ** 0.5
         return float(value + deviations[0]), float(value + deviations[1])
 
-    value, resampled = statistic(np.arange(n)), np.array([statistic(k) for k in kept])
+    value, resampled = statistic(np.arange(n)), np.array([statistic(rows) for rows in sets])
     low, high = interval(value, resampled)
     if not paired:
         return Estimate(n, value, low, high)
     diff = value - statistic(n + np.arange(n))
-    differences = interval(diff, resampled - [statistic(n + k) for k in kept])
+    differences = interval(diff, resampled - [statistic(n + rows) for rows in sets])
     if not permutations:
         return Estimate(n, value, low, high, diff, *differences)
     swaps = (np.arange(n) + n * rng.integers(0, 2, n) for _ in range(permutations))

@@ -61,13 +61,17 @@ def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid
     return columns
 
 
-def by_protocol(frame: pd.DataFrame, columns: list[Column]) -> list[Block]:
-    """One block per extractor, dims and n: numbers measured differently never share a column, and a distance's column says how it was measured."""
+def by_protocol(frame: pd.DataFrame, columns: list[Column], title: str = "") -> list[Block]:
+    """One block per extractor, dims and n: numbers measured differently never share a column, and a distance's column says how it was measured.
+
+    title: what all of these rows are of."""
     groups = list(frame.groupby(PROTOCOL, sort=False))
     blocks = []
     for (extractor, dims, n), rows in groups:
-        told = [replace(column, title=f"{column.title} {extractor}, n = {n}") if column.value in TITLES else column for column in columns]
-        blocks.append(Block("" if len(groups) == 1 else f"{extractor}, {dims} dimensions, n = {n}", marked(rows), told))
+        # Distances have intervals, their differences signs beside.
+        told = [replace(c, title=f"{c.title} {extractor}, n = {n}") if c.interval and not c.signed else c for c in columns]
+        how = "" if len(groups) == 1 else f"{extractor}, {dims} dimensions, n = {n}"
+        blocks.append(Block(": ".join(filter(None, (title, how))), marked(rows), told))
     return blocks
 
 

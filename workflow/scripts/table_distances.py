@@ -2,7 +2,7 @@
 
 import pandas as pd
 import run_rows
-from table_format import SIGNIFICANT, Block, Column, Table
+from table_format import SIGNIFICANT, Column, Table
 
 TITLES = {"fd_infinity": "FD∞ ↓", "kid": "1,000 KID ↓", "precision": "precision ↑", "recall": "recall ↑"}
 _SCALE = {"kid": 1000}
@@ -26,7 +26,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, table: str = "table1") ->
         for fact in (*run_rows.PROTOCOL, "baseline"):
             frame[fact] = rows[fact].to_numpy()
         parts.append(frame.assign(of=title))
-        blocks.append(Block(title, run_rows.marked(frame), columns))
+        blocks += run_rows.by_protocol(frame, columns, title)
     whole = pd.concat(parts, ignore_index=True)
     how = "; ".join(f"{e}, {d} dimensions, n = {n}" for e, d, n in whole[run_rows.PROTOCOL].drop_duplicates().itertuples(index=False))
     return Table(
