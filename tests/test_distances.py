@@ -245,6 +245,24 @@ def test_bootstrap_takes_every_metric(metric):
     assert (estimate.diff > 0) == (metric != "recall")
 
 
+@pytest.mark.parametrize("d", [5, 40])  # both forms
+def test_bootstrap_of_a_distance_beyond_another(d):
+    real, others = moments(rows(300, d)), moments(rows(200, d, seed=9))
+    features, baseline, beside, beside_baseline = (0.1 * i + rows(30, d, seed=i) for i in range(1, 5))
+    options = {"resamples": 20, "permutations": 19}
+    found = paired_bootstrap(real, features, baseline, beyond=(others, beside, beside_baseline), **options)
+    first, second = paired_bootstrap(real, features, baseline, **options), paired_bootstrap(others, beside, beside_baseline, **options)
+    assert found.value == pytest.approx(first.value - second.value, rel=1e-9)
+    assert found.diff == pytest.approx(first.diff - second.diff, rel=1e-9)
+    assert found.diff_low < found.diff < found.diff_high
+    assert found.p in np.arange(1, 21) / 20
+    # What both have in common cancels in every resample.
+    none = paired_bootstrap(real, features, baseline, beyond=(real, features, baseline), **options)
+    assert (none.value, none.low, none.high, none.diff, none.diff_low, none.diff_high, none.p) == (0, 0, 0, 0, 0, 0, 1)
+    with pytest.raises(ValueError, match="29 rows of features do not belong to 30 rows"):
+        paired_bootstrap(real, features, baseline, beyond=(others, beside[:-1], beside_baseline[:-1]))
+
+
 def test_bootstrap_without_permutations_has_no_p():
     estimate = paired_bootstrap(rows(50, 3), rows(20, 3, seed=1), rows(20, 3, seed=2), resamples=5, permutations=0)
     assert estimate.p is None

@@ -61,6 +61,14 @@ def test_every_judge_is_measured_against_the_reference(measured, tmp_path):
     assert set(table.n) == {16}
 
 
+def test_dfid_beyond_that_of_the_own_head_is_their_difference(measured):
+    table = measured().set_index(["run", "metric"])
+    for run, number in (("baseline", "value"), ("both", "value"), ("both", "diff")):
+        judge, head, gap = (table.loc[(run, metric), number] for metric in ("dfid", "dfid_strong", "dfid_gap"))
+        assert gap == pytest.approx(judge - head, rel=1e-6)
+    assert table.loc[("both", "dfid_gap"), "diff_low"] < table.loc[("both", "dfid_gap"), "diff_high"]
+
+
 def test_distances_do_not_depend_on_the_threads_that_measure_them(study, measured, tmp_path):
     alone = measured()
     files = {"judged": [tmp_path / "baseline.npz", tmp_path / "both.npz"], "reference": tmp_path / "reference.npz", "moments": tmp_path / "moments.npz"}

@@ -108,6 +108,8 @@ def distance_rows(runs, rng):
         baseline = base.get(name, "sweep_0_0" if name.startswith("sweep") else "baseline")
         gain = sum(0.25 * np.exp(-((np.log10(w / best)) ** 2)) for w, best in ((run.w_dc, 300), (run.w_dp, 100)) if w) if run else 0.9
         levels = {"dfid": 170.0, "dfid_strong": 120.0, "fid": 42.0, "dfid_second": 150.0}
+        if run is None or {"table1", "controls"} & set(run.tables.split(",")):
+            levels["dfid_gap"] = 50.0
         if run is None or "table1" in run.tables:
             levels |= {f"{of}{metric}": 0.5 for of in ("d", "") for metric in ("fd_infinity", "kid", "precision", "recall")}
         for metric, level in levels.items():
@@ -345,6 +347,17 @@ def test_numbers_of_another_protocol_get_a_block_of_their_own(study):
     blocks = table_guidance.build(pd.read_csv(study / "metrics/runs.csv"), distances, published()).blocks
     assert [set(block.frame["n"]) for block in blocks[:2]] == [{256}, {64}]
     assert all("n = " in block.title for block in blocks[:2])
+
+
+def test_self_flattery_has_a_column_where_the_own_head_judges(tables):
+    import page_tables
+
+    for name in ("table1_guidance", "controls"):
+        assert [c.value for c in tables[name].blocks[0].columns if c.title == "self-flattery"] == ["dfid_gap_diff"]
+        assert {"dfid_gap", "dfid_gap_diff_low", "dfid_gap_p"} <= set(tables[name].frame)
+        assert "self-flattery: ΔdFID less ΔdFID by own head" in tables[name].footnote
+    assert page_tables.title("dfid_gap_diff") == "self-flattery"
+    assert not set(tables["sensitivity"].frame.filter(like="dfid_gap"))
 
 
 def test_other_distances_of_another_n_get_a_block_of_their_own(study):

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from dag.metrics.bootstrap import KEPT, Estimate, bootstrap
+from dag.metrics.neighbours import precision_of_rows, recall_of_rows
 
 _EPS = np.finfo(np.float64).eps
 _CHUNK = 4096  # rows turned into float64, or compared with all others, at a time
@@ -281,54 +282,15 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[fl
     real, fake = _checked(real, "precision and recall", k + 1).astype(np.float64), _checked(fake, "precision and recall", k + 1).astype(np.float64)
     _same_width(real.shape[1], fake.shape[1], "precision and recall")
     rows = np.arange(len(fake))
-    return _precision_of_rows(fake, real, k)(rows), _recall_of_rows(fake, real, k)(rows)
-
-
-def _precision_of_rows(features: np.ndarray, real: np.ndarray, k: int = 3) -> Callable[[np.ndarray], float]:
-    """The function that maps row numbers of `features` to the precision of those rows."""
-    centre = real.mean(axis=0)  # distances from |x|^2 + |y|^2 - 2 x.y lose fewer digits around the origin
-    inside = _inside(real - centre, features - centre, k)
-    return lambda rows: float(inside[rows].mean())
-
-
-def _recall_of_rows(features: np.ndarray, real: np.ndarray, k: int = 3) -> Callable[[np.ndarray], float]:
-    """The function that maps row numbers of `features` to the recall of those rows: the manifold is that of the rows alone."""
-    centre = real.mean(axis=0)
-    features, real = features - centre, real - centre
-    if len(features) > _CHUNK:
-        return lambda rows: float(_inside(features[rows], real, k).mean())
-    among, to_real = _squared_distances(features, features), _squared_distances(features, real)
-    np.fill_diagonal(among, -1)
-
-    def recall(rows: np.ndarray) -> float:
-        radius = np.partition(among[np.ix_(rows, rows)], k, axis=1)[:, k]
-        return float((to_real[rows] <= radius[:, None]).any(axis=0).mean())
-
-    return recall
-
-
-def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.clip(np.square(x).sum(axis=1)[:, None] + np.square(y).sum(axis=1) - 2 * x @ y.T, 0, None)
-
-
-def _inside(centres: np.ndarray, points: np.ndarray, k: int) -> np.ndarray:
-    """Which points lie within the distance of some centre to its k-th neighbour among the centres."""
-    inside = np.zeros(len(points), bool)
-    for start in range(0, len(centres), _CHUNK):
-        chunk = centres[start : start + _CHUNK]
-        own = _squared_distances(chunk, centres)
-        own[np.arange(len(chunk)), start + np.arange(len(chunk))] = -1  # itself comes first whatever the rounding
-        radius = np.partition(own, k, axis=1)[:, k]
-        inside |= (_squared_distances(chunk, points) <= radius[:, None]).any(axis=0)
-    return inside
+    return precision_of_rows(fake, real, k)(rows), recall_of_rows(fake, real, k)(rows)
 
 
 _OF_ROWS = {
     "fd": lambda rows, real, size: _frechet_of_rows(rows, _as_reference(real), size),
     "fd_infinity": lambda rows, real, size: _fd_infinity_of_rows(rows, _as_reference(real), size),
     "kid": lambda rows, real, size: _kid_of_rows(rows, real),
-    "precision": lambda rows, real, size: _precision_of_rows(rows.astype(np.float64), real.astype(np.float64)),
-    "recall": lambda rows, real, size: _recall_of_rows(rows.astype(np.float64), real.astype(np.float64)),
+    "precision": lambda rows, real, size: precision_of_rows(rows.astype(np.float64), real.astype(np.float64)),
+    "recall": lambda rows, real, size: recall_of_rows(rows.astype(np.float64), real.astype(np.float64)),
 }
 METRICS = tuple(_OF_ROWS)
 _KEPT = {"recall": 0.5}  # neighbours change by leaps: with nine tenths of the pairs its intervals are up to twice as wide as they should be
@@ -340,6 +302,7 @@ def paired_bootstrap(
     baseline: np.ndarray | None = None,
     *,
     metric: str = "fd",
+    beyond: tuple | None = None,
     resamples: int = 200,
     permutations: int = 999,
     seed: int = 0,
@@ -348,8 +311,24 @@ def paired_bootstrap(
 
     features[i] and baseline[i] come from one seed. metric: "fd" or "fd_infinity" (its subsets from seed 0), for which `real` may be moments or a
     `Reference`; "kid", "precision" or "recall" (k = 3), for which it is features (m, d). The real ones count as given.
+    beyond: (real, features, baseline) of other features of the same pictures: the number is then how far the distance lies above theirs.
     Raises ValueError like `Reference.distance`, on an unknown metric, on unequal counts of pairs, and when n is too small for the metric.
     """
+    statistic = _of_pairs(metric, real, features, baseline)
+    if beyond is not None:
+        if (len(beyond[1]), beyond[2] is None) != (len(features), baseline is None):
+            raise ValueError(f"beyond: {len(beyond[1])} rows of features do not belong to {len(features)} rows, with a baseline or without")
+        first, second = statistic, _of_pairs(metric, *beyond)
+
+        def statistic(rows: np.ndarray) -> float:
+            return first(rows) - second(rows)
+
+    options = {"resamples": resamples, "permutations": permutations, "seed": seed, "kept": _KEPT.get(metric, KEPT)}
+    return bootstrap(statistic, len(features), paired=baseline is not None, **options)
+
+
+def _of_pairs(metric: str, real, features: np.ndarray, baseline: np.ndarray | None) -> Callable[[np.ndarray], float]:
+    """The function that maps row numbers to the distance of those rows: of features, and n + i of their baseline."""
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}, expected one of {', '.join(METRICS)}")
     least = {"fd_infinity": 10, "precision": 4, "recall": 8}.get(metric, 3)  # of which the metric still takes a resample
@@ -368,6 +347,4 @@ def paired_bootstrap(
         if len(baseline) != len(features):
             raise ValueError(f"baseline: {len(baseline)} rows do not pair with {len(features)} rows of features")
         rows = np.concatenate([features, baseline])
-    statistic = _OF_ROWS[metric](rows, real, len(features))
-    options = {"resamples": resamples, "permutations": permutations, "seed": seed, "kept": _KEPT.get(metric, KEPT)}
-    return bootstrap(statistic, len(features), paired=baseline is not None, **options)
+    return _OF_ROWS[metric](rows, real, len(features))

@@ -90,6 +90,8 @@ def part_size(batch_size: int) -> int:
 # What a distance compares: the judge's depth, the depth that the guidance's own strong head reads, the image, and the depth of the second judge, if any.
 SECOND = "second_features"
 FEATURES = {"dfid": "depth_features", "dfid_strong": "strong_features", "fid": "image_features", "dfid_second": SECOND}
+# dFID beyond that by the strong head, for the tables that show both: what guidance changes in it is how far it flatters the head that guides.
+GAP, _GAP_OF = "dfid_gap", ("depth_features", "strong_features")
 # How often labels are swapped for a p, where evaluation.permutations does not say.
 PERMUTATIONS = 999
 # Other distances, for the runs that these tables compare: features and metric. Less resampling, for what they cost.
@@ -147,7 +149,7 @@ def measure(
 
         def row(task: tuple[str, str, str, str, dict]) -> dict:
             name, metric, key, kind, options = task
-            against = moments_of[key] if kind.startswith("fd") else truth[key]
+            against = moments_of if kind.startswith("fd") else truth
             found = _row(study, files, name, metric, key, against, metric=kind, **options)
             bar.update()
             return found
@@ -167,18 +169,26 @@ def _distances(study: Study, names: list[str]) -> Iterator[tuple[str, str, str, 
         yield from ((name, metric, key, "fd", often) for name in names)
     seldom = {key: min(often[key], most) for key, most in _MOST_RESAMPLED.items()}
     shown = [name for name in names if name == "real" or compared_in([study.runs.tables[name]])]
+    controls = [name for name in names if name != "real" and "controls" in study.runs.tables[name].split(",")]
+    yield from ((name, GAP, _GAP_OF[0], "fd", seldom | {"beyond": _GAP_OF[1]}) for name in dict.fromkeys([*shown, *controls]))
     for metric, (key, kind) in OTHERS.items():
         # Extrapolating costs fifteen distances for one: its difference has an interval, but no p.
         options = {"resamples": min(often["resamples"], 100), "permutations": 0} if kind == "fd_infinity" else seldom
         yield from ((name, metric, key, kind, options) for name in shown)
 
 
-def _row(study: Study, files: dict[str, dict], name: str, column: str, key: str, against, /, **options) -> dict:
-    """One row of a table of distances. against: what paired_bootstrap takes for the real pictures; options: its own."""
+def _row(study: Study, files: dict[str, dict], name: str, column: str, key: str, against: dict, /, beyond: str | None = None, **options) -> dict:
+    """One row of a table of distances. against: of each kind of features what paired_bootstrap takes for the real pictures; options: its own.
+
+    beyond: the features whose distance is taken off."""
     from dag.metrics.distances import paired_bootstrap
 
     baseline = study.baseline_of(name) if name != "real" else None
-    values = paired_bootstrap(against, files[name][key], files[baseline][key] if baseline else None, **options)
+
+    def compared_with(key: str) -> tuple:
+        return against[key], files[name][key], files[baseline][key] if baseline else None
+
+    values = paired_bootstrap(*compared_with(key), beyond=compared_with(beyond) if beyond else None, **options)
     facts = {"run": name, "metric": column, "extractor": extractor_label(study), "dims": study["evaluation"]["dims"], "n": values.n, "baseline": baseline or ""}
     return {**facts, **{k: getattr(values, k) for k in ("value", "low", "high", "diff", "diff_low", "diff_high", "p")}}
 

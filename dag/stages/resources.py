@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from dag.stages.arrays import PART
-from dag.stages.sheet import in_sweep
+from dag.stages.sheet import COMPARISONS, in_sweep
 from dag.stages.study import Study
 
 START_MIB = 1500  # Python with torch and diffusers, and a network of this study: about half of it
@@ -141,8 +141,11 @@ def measuring(study: Study, stage: str, reference: int) -> tuple[float, float]:
         smaller = min(row.n, d)
         one, pairs = 2 * row.n * d * smaller + 4 * smaller**3, 2 * row.n * (row.n + reference) * d
         operations_ += 3 * 2 * (resamples + permutations) * one
-        if {"table1", "table2"} & set(row.tables.split(",")):  # FD-infinity, fifteen distances for one; KID, precision and recall
-            operations_ += 2 * 2 * (15 * min(resamples, 100) * one + 3 * (min(resamples, 200) + min(permutations, 199)) * pairs)
+        tables, seldom = set(row.tables.split(",")), min(resamples, 200) + min(permutations, 199)
+        if {*COMPARISONS, "controls"} & tables:  # dFID beyond that of the own head
+            operations_ += 2 * 2 * seldom * one
+        if {*COMPARISONS} & tables:  # FD-infinity, fifteen distances for one; KID, precision and recall
+            operations_ += 2 * 2 * (15 * min(resamples, 100) * one + 3 * seldom * pairs)
     held = (sum(row.n for row in runs) + 2 * reference) * features + study.compute["cores"] * 6 * most * d * 8
     return START_MIB + held / 2**20, operations_ / 1e9
 

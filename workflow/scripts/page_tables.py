@@ -24,6 +24,7 @@ TITLES = {
 NAMES = {metric: title.rstrip(" ↓↑") for metric, title in TITLES.items()}
 LOWER = {metric for metric, title in TITLES.items() if title.endswith("↓")}
 _OTHERS = {"n_train": "images", "seconds_per_sample": "s / sample", "first_seed": "first seed"}
+_OTHERS |= {run_rows.GAP: "dFID − by own head", f"{run_rows.GAP}_diff": "self-flattery", f"{run_rows.GAP}_p": "p of self-flattery"}
 _EXPLAINED = {"dfid_strong": run_rows.OWN_HEAD, run_rows.SECOND: run_rows.SECOND_JUDGE}
 _DIGITS = {"seconds_per_sample": 3, run_rows.STRENGTH.value: run_rows.STRENGTH.digits}
 _INTERVAL = ("", "_low", "_high")

@@ -8,6 +8,7 @@ from table_format import SIGNIFICANT, Block, Column
 
 METRICS = ("dfid", "dfid_strong", "fid")
 SECOND = "dfid_second"  # of a study with a second judge
+GAP = "dfid_gap"  # dFID beyond that by the own head, of the runs of the tables that show both
 TITLES = {"dfid": "dFID", "dfid_strong": "dFID by own head", "fid": "FID", SECOND: "dFID by the second judge"}
 PROTOCOL = ["extractor", "dims", "n"]
 STRENGTH = Column("strength", "strength", digits=4)
@@ -28,7 +29,8 @@ def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str]) -> p
     Raises ValueError when a run has no distance.
     """
     frame = pd.DataFrame({"run": names}).merge(runs.drop(columns=["n"], errors="ignore"), on="run", how="left")
-    measures = [*METRICS, *([SECOND] if (distances["metric"] == SECOND).any() else [])]
+    has_gap = set(names) <= set(distances.loc[distances["metric"] == GAP, "run"])
+    measures = [*METRICS, *([SECOND] if (distances["metric"] == SECOND).any() else []), *[GAP] * has_gap]
     for metric in measures:
         rows = distances[distances["metric"] == metric].set_index("run")
         missing = [name for name in names if name not in rows.index]
@@ -45,8 +47,8 @@ def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str]) -> p
 
 
 def numbers(frame: pd.DataFrame) -> list[str]:
-    """Columns of every distance: dfid, dfid_low, dfid_high, dfid_diff, ..., fid_p, and those of the second judge where there is one."""
-    return [metric + suffix for metric in (*METRICS, SECOND) if metric in frame for suffix in _MEASURED.values()]
+    """Columns of every distance: dfid, dfid_low, dfid_high, dfid_diff, ..., fid_p, and those of the second judge and of the gap where there are."""
+    return [metric + suffix for metric in (*METRICS, SECOND, GAP) if metric in frame for suffix in _MEASURED.values()]
 
 
 def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid")) -> list[Column]:
@@ -58,6 +60,14 @@ def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid
         if frame[f"{metric}_diff"].notna().any():
             delta = Column(f"Δ{title}", f"{metric}_diff", interval=True, digits_of=metric, signed=True, p=f"{metric}_p")
             columns += [delta, Column("p", f"{metric}_p", digits=3)]
+    return columns
+
+
+def own_head_columns(frame: pd.DataFrame) -> list[Column]:
+    """`metric_columns` of all METRICS, and the self-flattery of guidance, which `OWN_HEAD` explains."""
+    columns = metric_columns(frame, METRICS)
+    if GAP in frame:
+        columns += [Column("self-flattery", f"{GAP}_diff", interval=True, signed=True, p=f"{GAP}_p"), Column("p", f"{GAP}_p", digits=3)]
     return columns
 
 
@@ -84,22 +94,27 @@ def _few(frame: pd.DataFrame) -> pd.Series:
     return frame["n"] < 3 * frame["dims"]
 
 
+CHANCE = (
+    f"p: two-sided, from exchanging run and baseline within random pairs; * where p < {SIGNIFICANT} and the interval leaves out 0, "
+    "not corrected for the number of rows."
+)
+
+
 def protocol_note(frame: pd.DataFrame) -> str:
     """How the distances were measured."""
     how = "; ".join(f"{extractor}, {dims} dimensions, n = {n}" for extractor, dims, n in frame[PROTOCOL].drop_duplicates().itertuples(index=False))
     other = "" if frame["extractor"].str.startswith("inception-").all() else "; not comparable with FID of Inception features"
     return (
         f"FID: Fréchet distance of image features to the reference images ({how}{other}); dFID: the same on "
-        "depth maps that an independent network judges. Lower is better. [95 % bootstrap intervals]; Δ: difference to the baseline of the same sampler "
-        f"and seeds, paired by seed; p by permutation of the pairs, * where p < {SIGNIFICANT} and the interval leaves out 0, "
-        "not corrected for the number of rows. "
+        "depth that a network outside the guidance judges. Lower is better. [95 % bootstrap intervals over samples, for this n and these reference images]; "
+        f"Δ: difference to the baseline of the same sampler and seeds, paired by seed; {CHANCE} "
         f"Seeds {seed_ranges(frame)}.{too_few(frame)}"
     )
 
 
 OWN_HEAD = (
     " dFID by own head: the same on depth that the strong head, which guides, reads from the finished image: guidance may please its own head without "
-    "drawing better depth, so what this distance gains beyond dFID is self-flattery."
+    "drawing better depth. self-flattery: ΔdFID less ΔdFID by own head, above 0 where the head that guides sees more gain, or less loss, than the judge."
 )
 
 

@@ -23,7 +23,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
         Column("what it is", "what"),
         Column("forward + gradient", "cost"),
         run_rows.STRENGTH,
-        *run_rows.metric_columns(frame, run_rows.METRICS),
+        *run_rows.own_head_columns(frame),
     ]
     csv = frame[[*settings, *run_rows.numbers(frame), "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
     frame["cost"] = [f"{int(row.unet_evaluations)} + {int(row.unet_gradients)}" for row in frame.itertuples()]
@@ -31,8 +31,8 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
         csv,
         "Controls: what guidance does without its meaning",
         run_rows.protocol_note(frame) + run_rows.OWN_HEAD + " forward + gradient: evaluations of the U-Net and gradients through it for one sample. "
-        "strength: change of eps as a share of |eps|, root mean squares, mean over steps and samples. A control must not help; where one does, the gain of "
-        "the guidance is not due to depth.",
+        "strength: change of eps as a share of |eps|, root mean squares, mean over steps and samples. A control should not help; where one gains as much as "
+        "the guidance, that gain is not due to depth. More unguided steps may help: guidance is worth its cost where it gains more than they do.",
         run_rows.by_protocol(frame, columns),
     )
 

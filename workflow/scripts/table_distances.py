@@ -2,7 +2,7 @@
 
 import pandas as pd
 import run_rows
-from table_format import SIGNIFICANT, Column, Table
+from table_format import Column, Table
 
 TITLES = {"fd_infinity": "FD∞ ↓", "kid": "1,000 KID ↓", "precision": "precision ↑", "recall": "recall ↑"}
 _SCALE = {"kid": 1000}
@@ -33,9 +33,8 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, table: str = "table1") ->
         whole[["of", *[c for c in whole.columns if c != "of"]]],
         f"{table.replace('table', 'Table ')} by other distances",
         f"Features: {how}. FD∞: Fréchet distance extrapolated to infinitely many samples; KID: unbiased, polynomial kernel; precision and recall with k = 3. "
-        "[95 % bootstrap intervals]; Δ: difference to the baseline of the same sampler and seeds, paired by seed; "
-        f"* where p < {SIGNIFICANT} by permutation of the pairs (no p for FD∞) and the interval leaves out 0, "
-        "not corrected for the number of rows. real: held-out real images."
+        "[95 % bootstrap intervals over samples, for this n and these reference images]; Δ: difference to the baseline of the same sampler and seeds, paired "
+        f"by seed; {run_rows.CHANCE} FD∞ has no p. real: held-out real images."
         f"{run_rows.too_few(whole)}",
         blocks,
     )

@@ -17,7 +17,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame, 
     csv = frame[[*_SETTINGS, *run_rows.numbers(frame), "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
     csv = csv.astype({"steps": "Int64", "first_seed": "Int64"})
     settings = [Column("run", "run"), Column("sampler", "sampler"), Column("steps", "steps"), Column("w_dc", "w_dc"), Column("w_dp", "w_dp")]
-    columns = [*settings, *run_rows.metric_columns(frame, run_rows.METRICS), Column("s / sample", "seconds_per_sample", digits=3)]
+    columns = [*settings, *run_rows.own_head_columns(frame), Column("s / sample", "seconds_per_sample", digits=3)]
     context = "Published, for context only: another domain, 256 × 256 pixels, another judge and extractor; not comparable with the numbers above."
     return Table(
         csv,
