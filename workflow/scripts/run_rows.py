@@ -23,14 +23,13 @@ def select(runs: pd.DataFrame, table: str) -> pd.DataFrame:
     return runs[named]
 
 
-def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """One row per name: the run's settings, then the columns of `numbers` and extractor, dims, n, baseline. "real" has no settings.
+def measured(runs: pd.DataFrame, distances: pd.DataFrame, names: list[str], gap: bool = False) -> pd.DataFrame:
+    """One row per name: the run's settings, then the columns of `numbers` and extractor, dims, n, baseline. "real" has no settings. gap: GAP, too.
 
     Raises ValueError when a run has no distance.
     """
     frame = pd.DataFrame({"run": names}).merge(runs.drop(columns=["n"], errors="ignore"), on="run", how="left")
-    has_gap = set(names) <= set(distances.loc[distances["metric"] == GAP, "run"])
-    measures = [*METRICS, *([SECOND] if (distances["metric"] == SECOND).any() else []), *[GAP] * has_gap]
+    measures = [*METRICS, *([SECOND] if (distances["metric"] == SECOND).any() else []), *[GAP] * gap]
     for metric in measures:
         rows = distances[distances["metric"] == metric].set_index("run")
         missing = [name for name in names if name not in rows.index]
@@ -65,10 +64,8 @@ def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid
 
 def own_head_columns(frame: pd.DataFrame) -> list[Column]:
     """`metric_columns` of all METRICS, and the self-flattery of guidance, which `OWN_HEAD` explains."""
-    columns = metric_columns(frame, METRICS)
-    if GAP in frame:
-        columns += [Column("self-flattery", f"{GAP}_diff", interval=True, signed=True, p=f"{GAP}_p"), Column("p", f"{GAP}_p", digits=3)]
-    return columns
+    flattery = Column("self-flattery", f"{GAP}_diff", interval=True, digits_of="dfid", signed=True, p=f"{GAP}_p")
+    return [*metric_columns(frame, METRICS), flattery, Column("p", f"{GAP}_p", digits=3)]
 
 
 def by_protocol(frame: pd.DataFrame, columns: list[Column], title: str = "") -> list[Block]:

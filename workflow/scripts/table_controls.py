@@ -15,7 +15,7 @@ _MEANING = {
 
 def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
     """runs: metrics/runs.csv. distances: metrics/distances.csv."""
-    frame = run_rows.measured(runs, distances, list(run_rows.select(runs, "controls")["run"]))
+    frame = run_rows.measured(runs, distances, list(run_rows.select(runs, "controls")["run"]), gap=True)
     frame.insert(1, "what", [_what(row) for row in frame.itertuples()])
     settings = ["run", "what", "control", "sampler", "steps", "w_dc", "w_dp", "strength", "unet_evaluations", "unet_gradients"]
     columns = [

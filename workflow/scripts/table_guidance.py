@@ -12,7 +12,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame, 
     """runs: metrics/runs.csv. distances: metrics/distances.csv. published: config/published.tsv.
     table: "table1" or "table2". dataset: the published one that the study repeats."""
     names = list(run_rows.select(runs, table)["run"])
-    frame = run_rows.measured(runs, distances, [*names, "real"])
+    frame = run_rows.measured(runs, distances, [*names, "real"], gap=True)
     frame.insert(0, "guidance", [_guidance(row) for row in frame.itertuples()])
     csv = frame[[*_SETTINGS, *run_rows.numbers(frame), "baseline", *run_rows.PROTOCOL, "first_seed", "seconds_per_sample"]]
     csv = csv.astype({"steps": "Int64", "first_seed": "Int64"})
