@@ -137,11 +137,13 @@ def test_precision_and_recall_of_planted_sets():
     assert precision_recall(real, half_outside) == (0.5, 1.0)
 
 
-def test_precision_equals_brute_force():
+def test_precision_and_recall_equal_brute_force():
+    def share(centres, points):
+        radius = [sorted(np.linalg.norm(centres - c, axis=1))[3] for c in centres]
+        return np.mean([any(np.linalg.norm(p - c) <= radius[i] for i, c in enumerate(centres)) for p in points])
+
     real, fake = rows(60, 3), rows(40, 3, seed=1, spread=1.5)
-    radius = [sorted(np.linalg.norm(real - r, axis=1))[3] for r in real]
-    inside = [any(np.linalg.norm(f - r) <= radius[i] for i, r in enumerate(real)) for f in fake]
-    assert precision_recall(real, fake, k=3)[0] == pytest.approx(np.mean(inside))
+    assert precision_recall(real, fake, k=3) == (share(real, fake), share(fake, real))
 
 
 def test_fd_infinity_takes_away_the_bias_of_small_samples():
@@ -243,6 +245,14 @@ def test_bootstrap_takes_every_metric(metric):
     assert 0.05 <= estimate.p <= 1
     # Half the spread: further off, every image plausible, few of the real ones covered.
     assert (estimate.diff > 0) == (metric != "recall")
+
+
+@pytest.mark.parametrize(("metric", "low", "high"), [("fd", 0, np.inf), ("precision", 0, 1), ("recall", 0, 1)])
+def test_intervals_end_where_the_numbers_do(metric, low, high):
+    real = rows(400, 4)
+    found = [paired_bootstrap(real, rows(12, 4, seed=seed), metric=metric, permutations=0) for seed in range(1, 30)]
+    assert all(low <= e.low <= e.value <= e.high <= high for e in found)
+    assert any(e.low == low or e.high == high for e in found)
 
 
 @pytest.mark.parametrize("d", [5, 40])  # both forms

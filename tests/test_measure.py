@@ -96,6 +96,16 @@ def test_without_a_second_judge_none_is_measured(study, measured, tmp_path):
     assert "dfid_second" not in set(table.metric)
 
 
+def test_runs_without_their_baseline_or_their_file_are_refused(study, measured, tmp_path):
+    measured()
+    files = {"reference": tmp_path / "reference.npz", "moments": tmp_path / "moments.npz", "out": tmp_path / "alone.csv"}
+    with pytest.raises(ValueError, match="'both' has the baseline 'baseline', which is not among both; name it"):
+        measure(study, runs=["both"], judged=[tmp_path / "both.npz"], **files)
+    with pytest.raises(ValueError, match="judged: 1 files for 2 runs"):
+        measure(study, runs=["baseline", "both"], judged=[tmp_path / "both.npz"], **files)
+    assert not files["out"].exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

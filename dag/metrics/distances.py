@@ -9,6 +9,7 @@ and Z the n centred rows of S1 = Z^T Z / (n - 1), the nonzero eigenvalues of S1 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -293,6 +294,7 @@ _OF_ROWS = {
     "recall": lambda rows, real, size: recall_of_rows(rows.astype(np.float64), real.astype(np.float64)),
 }
 METRICS = tuple(_OF_ROWS)
+_RANGES = {"fd": (0, np.inf), "precision": (0, 1), "recall": (0, 1)}  # what no interval need reach beyond
 _KEPT = {"recall": 0.5}  # neighbours change by leaps: with nine tenths of the pairs its intervals are up to twice as wide as they should be
 
 
@@ -324,7 +326,11 @@ def paired_bootstrap(
             return first(rows) - second(rows)
 
     options = {"resamples": resamples, "permutations": permutations, "seed": seed, "kept": _KEPT.get(metric, KEPT)}
-    return bootstrap(statistic, len(features), paired=baseline is not None, **options)
+    found = bootstrap(statistic, len(features), paired=baseline is not None, **options)
+    if beyond is not None or metric not in _RANGES:
+        return found
+    least, most = _RANGES[metric]
+    return replace(found, low=max(found.low, least), high=min(found.high, most))
 
 
 def _of_pairs(metric: str, real, features: np.ndarray, baseline: np.ndarray | None) -> Callable[[np.ndarray], float]:

@@ -137,9 +137,11 @@ def measure(
     judged: one file per run, in the order of runs. moments: of the reference, for Fréchet distances. real: held-out real pictures, the floor.
     earlier: distances already measured, which the table is to hold too. So many numbers as there are threads are computed at a time.
     """
-    started, paths = time.time(), dict(zip(runs, judged, strict=True)) | ({"real": real} if real is not None else {})
+    started, paths = time.time(), _files_of(runs, judged) | ({"real": real} if real is not None else {})
     files = {name: described(path, study, study.run(name)["n"] if name != "real" else None) for name, path in paths.items()}
     for name, baseline in {name: study.baseline_of(name) for name in runs}.items():
+        if baseline and baseline not in files:
+            raise ValueError(f"runs: {name!r} has the baseline {baseline!r}, which is not among {', '.join(runs)}; name it and its judged file, too")
         if baseline and not np.array_equal(files[name]["seeds"], files[baseline]["seeds"]):
             raise ValueError(f"{paths[name]}: its seeds are not those of {paths[baseline]}, its baseline, in the same order: nothing pairs them")
     truth = described(reference, study, study.uses["reference"].count if study.drawn else None)
@@ -159,6 +161,12 @@ def measure(
         table = pd.concat([table, pd.read_csv(earlier, keep_default_na=False, na_values=[""])], ignore_index=True)
     write_csv(table, out)
     write_provenance(out, study, started, resamples=study["evaluation"]["resamples"])
+
+
+def _files_of(runs: list[str], judged: list[Path]) -> dict[str, Path]:
+    if len(runs) != len(judged):
+        raise ValueError(f"judged: {len(judged)} files for {len(runs)} runs, expected one for each, in the order of runs")
+    return dict(zip(runs, judged, strict=True))
 
 
 def _distances(study: Study, names: list[str]) -> Iterator[tuple[str, str, str, str, dict]]:
@@ -268,7 +276,7 @@ def geometry(study: Study, *, runs: list[str], judged: list[Path], heldout: Path
     from dag.metrics.box_room import box_room_scores
 
     started = time.time()
-    maps = {"true depth": (heldout, "ids", "depth"), **{name: (path, "seeds", "judged") for name, path in zip(runs, judged, strict=True)}}
+    maps = {"true depth": (heldout, "ids", "depth"), **{name: (path, "seeds", "judged") for name, path in _files_of(runs, judged).items()}}
     intrinsics = camera(np.tan(np.radians([study["figures"]["fov_degrees"] / 2])), study["domain"]["size"])[0]
     scores = []
     for name, (path, key, array) in maps.items():
