@@ -131,7 +131,8 @@ def write_model_card(study: Study, recipe: Recipe, out: Path, log: Path, steps: 
     done = steps == recipe.steps
     progress = f"{steps:,} steps" if done else f"a snapshot after {steps:,} of {recipe.steps:,} steps"
     whole = recipe.steps == Recipe(**study["unet"]["training"]).steps
-    command = f"`snakemake --cores all {'pretrain' if whole else 'gain'}`" + ("" if done else ", from whose saved state `dag snapshot` wrote this")
+    config = "" if study["study"] == "rooms" else f" --configfile config/{study['study']}.yaml"  # that of rooms is Snakemake's default
+    command = f"`snakemake --cores all {'pretrain' if whole else 'gain'}{config}`" + ("" if done else ", from whose saved state `dag snapshot` wrote this")
     write_csv(curve[["step", "loss", "learning_rate"]], out / "training.csv")
     weights = out / "unet" / "diffusion_pytorch_model.safetensors"
     size, name = study["domain"]["size"], study["domain"]["name"]
@@ -155,7 +156,7 @@ An unconditional pixel-space U-Net in the layout of diffusers: `DDIMPipeline.fro
 |---|---|
 {table}
 
-Meant for studying guidance on a small machine: {"its rooms are drawn, not photographed" if study.drawn else "it has seen few pictures and may repeat them"}.
+Meant for studying guidance on a small machine: {f"its {name} are drawn, not photographed" if study.drawn else "it has seen few pictures and may repeat them"}.
 """
     with writing(out / "README.md") as aside:
         aside.write_text(card)
