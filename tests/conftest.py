@@ -39,7 +39,7 @@ def nyu_root() -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that run a study first: they take longest, and `make test` gives each file to one of two processes."""
-    first = {item.path for item in items if {"study", "mini"} & set(getattr(item, "fixturenames", ()))}
+    first = {item.path for item in items if {"smoke", "mini"} & set(getattr(item, "fixturenames", ()))}
     items.sort(key=lambda item: item.path not in first)
 
 
@@ -71,9 +71,9 @@ def tiny_dinov2(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def study(tmp_path_factory) -> Path:
+def smoke(tmp_path_factory) -> Path:
     """The smoke study; who changes a file of it puts it back. Asked for in test_workflow.py alone: of two processes that test, one runs it."""
-    folder = checkout(tmp_path_factory.mktemp("study"))
+    folder = checkout(tmp_path_factory.mktemp("smoke"))
     done = snakemake(folder, "--cores", "2")
     assert done.returncode == 0, done.stderr[-4000:]
     return folder

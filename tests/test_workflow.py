@@ -33,8 +33,8 @@ def jobs(output: str) -> set[str]:
     return {line.split()[0] for line in table.group(1).splitlines()[2:]} if table else set()
 
 
-def test_smoke_study_makes_every_table_and_figure(study):
-    results = study / "results" / "smoke"
+def test_smoke_study_makes_every_table_and_figure(smoke):
+    results = smoke / "results" / "smoke"
     for name in ("fig4a_blocks", "fig4b_labels", "table1_guidance", "table3_prior_resolution", "fig8_scale", "table4_downstream"):
         for kind in ("csv", "md", "tex"):
             assert (results / "tables" / f"{name}.{kind}").stat().st_size > 0
@@ -49,25 +49,25 @@ def test_smoke_study_makes_every_table_and_figure(study):
     assert (table.dfid <= table.dfid_high).all()
 
 
-def test_a_finished_study_has_nothing_to_do(study):
-    again = snakemake(study, "--cores", "2")
+def test_a_finished_study_has_nothing_to_do(smoke):
+    again = snakemake(smoke, "--cores", "2")
     assert again.returncode == 0
     assert "Nothing to be done" in again.stderr + again.stdout
 
 
-def test_a_finished_study_is_whole(study):
-    done = subprocess.run([sys.executable, "-m", "dag", "verify", "results/smoke"], cwd=study, capture_output=True, text=True)
+def test_a_finished_study_is_whole(smoke):
+    done = subprocess.run([sys.executable, "-m", "dag", "verify", "results/smoke"], cwd=smoke, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_changed_row_reruns_what_depends_on_it_alone(study):
-    sheet = study / "config" / "runs" / "smoke.tsv"
+def test_a_changed_row_reruns_what_depends_on_it_alone(smoke):
+    sheet = smoke / "config" / "runs" / "smoke.tsv"
     text = sheet.read_text()
     rows = [line.split("\t") for line in text.splitlines()]
     changed = [row[: rows[0].index("tau")] + ["250"] + row[rows[0].index("tau") + 1 :] if row[0] == "prior8" else row for row in rows]
     sheet.write_text("\n".join("\t".join(row) for row in changed) + "\n")
     try:
-        plan = snakemake(study, "-n")
+        plan = snakemake(smoke, "-n")
     finally:
         sheet.write_text(text)
     assert plan.returncode == 0, plan.stderr
@@ -76,29 +76,29 @@ def test_a_changed_row_reruns_what_depends_on_it_alone(study):
     assert not jobs(plan.stdout + plan.stderr) & {"prepare", "train_unet", "heads", "prior", "judge", "measure_sweep", "downstream"}
 
 
-def test_a_changed_plot_redraws_the_plot_alone(study):
-    script = study / "workflow" / "scripts" / "figure_scale.py"
+def test_a_changed_plot_redraws_the_plot_alone(smoke):
+    script = smoke / "workflow" / "scripts" / "figure_scale.py"
     text, date = script.read_text(), script.stat().st_mtime_ns
     script.write_text(text + "\n# drawn anew\n")
     try:
-        plan = snakemake(study, "-n")
+        plan = snakemake(smoke, "-n")
     finally:
         script.write_text(text)
         os.utime(script, ns=(date, date))  # Snakemake goes by a script's date
     assert jobs(plan.stdout + plan.stderr) == {"all", "figure_scale", "page", "manifest"}
 
 
-def test_a_changed_config_key_reruns_only_its_readers(study):
+def test_a_changed_config_key_reruns_only_its_readers(smoke):
     config = yaml.safe_load(SMOKE.read_text())
     config["downstream"]["seeds"] += 1
-    (study / "config" / "other.yaml").write_text(yaml.safe_dump(config))
-    plan = snakemake(study, "-n", config="config/other.yaml")
+    (smoke / "config" / "other.yaml").write_text(yaml.safe_dump(config))
+    plan = snakemake(smoke, "-n", config="config/other.yaml")
     assert jobs(plan.stdout + plan.stderr) == {"all", "downstream", "table_downstream", "timings", "page", "manifest"}
 
 
-def test_gain_sets_unets_of_fewer_images_beside_the_studys_own(study):
-    results = study / "results" / "smoke"
-    done = snakemake(study, "--cores", "2", "gain")
+def test_gain_sets_unets_of_fewer_images_beside_the_studys_own(smoke):
+    results = smoke / "results" / "smoke"
+    done = snakemake(smoke, "--cores", "2", "gain")
     assert done.returncode == 0, done.stderr[-4000:]
     table = pd.read_csv(results / "tables" / "gain.csv")
     # The study's own U-Net is that of table 1, number for number.
@@ -111,15 +111,15 @@ def test_gain_sets_unets_of_fewer_images_beside_the_studys_own(study):
     assert "warm-up over 2 steps" in (results / "gain" / "320" / "unet" / "README.md").read_text()
     for kind in ("png", "svg"):
         assert (results / "figures" / f"gain.{kind}").stat().st_size > 0
-    again = snakemake(study, "-n", "gain")
+    again = snakemake(smoke, "-n", "gain")
     assert "Nothing to be done" in again.stderr + again.stdout
 
 
-def test_gain_without_its_section_is_refused_in_one_line(study):
+def test_gain_without_its_section_is_refused_in_one_line(smoke):
     config = yaml.safe_load(SMOKE.read_text())
     del config["gain"]
-    (study / "config" / "without.yaml").write_text(yaml.safe_dump(config))
-    done = snakemake(study, "-n", "gain", config="config/without.yaml")
+    (smoke / "config" / "without.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake(smoke, "-n", "gain", config="config/without.yaml")
     assert done.returncode != 0
     assert [line for line in done.stderr.splitlines() if line.startswith("snakemake: ")][0].endswith(
         "gain is missing; `snakemake gain` trains U-Nets on its `images`"
@@ -127,8 +127,8 @@ def test_gain_without_its_section_is_refused_in_one_line(study):
 
 
 @pytest.mark.parametrize("name", ["dinov2", "pixels"])
-def test_a_study_describes_its_pictures_by_any_extractor(study, tiny_dinov2, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(study)
+def test_a_study_describes_its_pictures_by_any_extractor(smoke, tiny_dinov2, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(smoke)
     sections = {"dinov2": {"dims": 24, "resolution": 28, "weights": str(tiny_dinov2)}, "pixels": {"dims": 48, "resolution": 4}}
     config = yaml.safe_load(Path("config/smoke.yaml").read_text())
     other = Study({**config, "evaluation": {"extractor": name, "resamples": 20, **sections[name]}}, "smoke.yaml")
@@ -143,10 +143,10 @@ def test_a_study_describes_its_pictures_by_any_extractor(study, tiny_dinov2, tmp
         np.testing.assert_array_equal(found["image_features"], load_extractor(name, **options)(pictures["images"]))
 
 
-def test_variants_have_heads_and_priors_of_their_own(study):
+def test_variants_have_heads_and_priors_of_their_own(smoke):
     from safetensors.torch import load_file
 
-    models = study / "results" / "smoke" / "models"
+    models = smoke / "results" / "smoke" / "models"
     layers = {
         name: sum(key.startswith("strong.layers.") and key.endswith("norm.weight") for key in load_file(models / "heads" / f"{name}.safetensors"))
         for name in ("labels10", "labels10_layers1")
@@ -154,15 +154,15 @@ def test_variants_have_heads_and_priors_of_their_own(study):
     assert layers == {"labels10": 2, "labels10_layers1": 1}
     assert (models / "prior16_linear").is_dir()
     assert not (models / "prior16_layers1").exists()  # the prior does not read that key
-    table = pd.read_csv(study / "results" / "smoke" / "tables" / "sensitivity.csv").set_index("run")
+    table = pd.read_csv(smoke / "results" / "smoke" / "tables" / "sensitivity.csv").set_index("run")
     assert table.changed["s_layers1"] == "heads.layers 1"
     assert table.changed["s_linear"] == "depth.coding linear"
     assert table.dfid_second.notna().all()
 
 
-def test_several_runs_in_one_process_have_the_bits_of_jobs_of_their_own(study, tmp_path):
+def test_several_runs_in_one_process_have_the_bits_of_jobs_of_their_own(smoke, tmp_path):
     folder = tmp_path / "study"
-    shutil.copytree(study, folder, symlinks=True)
+    shutil.copytree(smoke, folder, symlinks=True)
     config = yaml.safe_load(SMOKE.read_text())
     (folder / "config" / "several.yaml").write_text(yaml.safe_dump({**config, "compute": {"runs_per_job": 3}}))
     names = ["baseline", "equal_compute"]
@@ -177,8 +177,8 @@ def test_several_runs_in_one_process_have_the_bits_of_jobs_of_their_own(study, t
     # Snakemake dates every output of a job anew; what is written anew is another file, and its record tells another time.
     beside = (folder / files[0]).stat().st_ino, (folder / files[0]).with_suffix(".json").read_text()
     for file in files:
-        assert content_hash(folder / file) == content_hash(study / file)
-        one, other = (json.loads((place / file).with_suffix(".json").read_text()) for place in (folder, study))
+        assert content_hash(folder / file) == content_hash(smoke / file)
+        one, other = (json.loads((place / file).with_suffix(".json").read_text()) for place in (folder, smoke))
         for key in ("run", "seeds", "recipe", "inputs", "outputs", "unet_evaluations"):
             assert one[key] == other[key], (file, key)
     # A changed row: the process is started again, and draws that run alone.
@@ -191,7 +191,7 @@ def test_several_runs_in_one_process_have_the_bits_of_jobs_of_their_own(study, t
     assert set(re.findall(r"^(sample\S*|describe)\s+(\d+)$", plan.stdout + plan.stderr, re.M)) == {("sample_from_baseline", "1"), ("describe", "2")}
     done = snakemake(folder, "--cores", "1", *files, config="config/several.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
-    changed = [file for file in files if content_hash(folder / file) != content_hash(study / file)]
+    changed = [file for file in files if content_hash(folder / file) != content_hash(smoke / file)]
     assert changed == files[1:]
     assert ((folder / files[0]).stat().st_ino, (folder / files[0]).with_suffix(".json").read_text()) == beside
 
@@ -253,8 +253,8 @@ def test_a_bad_run_sheet_is_refused_in_one_line(tmp_path, edit, expected):
     assert all(part in lines[0] for part in ["smoke.tsv", *expected]), lines[0]
 
 
-def test_truncated_weights_are_refused_before_any_job(tmp_path, study):
-    shutil.copytree(study / "results" / "smoke" / "models" / "unet", tmp_path / "models" / "cut")
+def test_truncated_weights_are_refused_before_any_job(tmp_path, smoke):
+    shutil.copytree(smoke / "results" / "smoke" / "models" / "unet", tmp_path / "models" / "cut")
     weights = tmp_path / "models" / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     done = snakemake(edited(tmp_path, **{"unet.path": "models/cut"}), "-n")
@@ -263,27 +263,27 @@ def test_truncated_weights_are_refused_before_any_job(tmp_path, study):
     assert str(Path("models/cut/unet/diffusion_pytorch_model.safetensors")) in done.stderr
 
 
-def test_a_stage_says_in_one_line_what_is_wrong(study):
+def test_a_stage_says_in_one_line_what_is_wrong(smoke):
     command = [sys.executable, "-m", "dag", "describe", "--config", "config/smoke.yaml", "--pictures", "nowhere.npz"]
     command += ["--unet", "results/smoke/models/unet", "--heads", "x.safetensors", "--judge", "y.safetensors", "--out", "z.npz"]
-    done = subprocess.run(command, cwd=study, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=smoke, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("dag describe: nowhere.npz: ")
     assert done.stderr.count("\n") == 1
 
 
-def test_nan_in_the_weights_stops_the_features(study, tmp_path):
+def test_nan_in_the_weights_stops_the_features(smoke, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(study / "results" / "smoke" / "models" / "unet", tmp_path / "unet")
+    shutil.copytree(smoke / "results" / "smoke" / "models" / "unet", tmp_path / "unet")
     weights = tmp_path / "unet" / "unet" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     state["conv_in.bias"][0] = torch.nan
     save_file(state, weights)
     command = [sys.executable, "-m", "dag", "features", "--config", "config/smoke.yaml", "--unet", str(tmp_path / "unet"), "--levels", "2", "--blocks", "all"]
     command += ["--data", "results/smoke/data/labels.npz", "--count", "2", "--out", str(tmp_path / "f.npy")]
-    done = subprocess.run(command, cwd=study, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=smoke, capture_output=True, text=True)
     assert done.returncode == 2
     assert "not finite" in done.stderr
     assert not (tmp_path / "f.npy").exists()
