@@ -44,10 +44,7 @@ class FeatureFile:
         return {block: shape[0] for block, shape in self.shapes.items()}
 
     def read(self, rows: np.ndarray, blocks: Iterable[int]) -> dict[int, Tensor]:
-        """{block: (len(rows), c, h, w)} float32 of some rows, in their order.
-
-        Raises ValueError on a block that is not stored, and where a feature is not finite, naming its image and t.
-        """
+        """{block: (len(rows), c, h, w)} float32 of some rows, in their order. Raises ValueError on a block that is not stored."""
         wanted = set(blocks)
         if missing := sorted(wanted - self.shapes.keys()):
             raise ValueError(f"{self.path}: holds no features of blocks {missing}; there are {sorted(self.shapes)}")
@@ -57,12 +54,7 @@ class FeatureFile:
         for block, shape in self.shapes.items():
             end = start + math.prod(shape)
             if block in wanted:
-                stored = torch.from_numpy(self.rows[order, start:end].astype(np.float32))
-                if (bad := ~stored.isfinite().all(1)).any():
-                    row = order[int(bad.nonzero()[0])]
-                    where = f"image {self.image[row]} at t = {self.t[row]}"
-                    raise ValueError(f"{self.path}: the features of {where} are not finite; `dag features` makes them anew")
-                features[block] = stored[back].reshape(-1, *shape)
+                features[block] = torch.from_numpy(self.rows[order, start:end].astype(np.float32)[back]).reshape(-1, *shape)
             start = end
         return features
 
