@@ -7,6 +7,11 @@ CORES  ?= all
 ARGS   ?=
 PYTHON ?=
 
+# Refused before anything is set up; Snakemake would show where in its own code it found no file.
+ifneq (,$(filter study,$(MAKECMDGOALS)))
+$(foreach file,$(CONFIG),$(if $(wildcard $(file)),,$(error CONFIG=$(file): no such file; the shipped ones are in config/)))
+endif
+
 # Threads that wait for work sleep: spinning ones cost a busy machine most of its time.
 export OMP_WAIT_POLICY ?= PASSIVE
 # The tools of .venv first; rules call the Python that Snakemake runs in.

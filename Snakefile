@@ -4,8 +4,8 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-# A study is one whole config: Snakemake would mix a second file into this one.
-if "study" not in config:
+# A study is one whole config: Snakemake would mix a second file into this one, and what the second lacks would go unseen.
+if not workflow.configfiles:
 
     configfile: "config/rooms.yaml"
 

@@ -220,6 +220,7 @@ def edited(folder: Path, **changes) -> Path:
         ({"data.test": [1400010, 16]}, ["data.test", "data.reference", "share"]),
         ({"runs": "config/runs/none.tsv"}, ["config/runs/none.tsv", "does not exist"]),
         ({"depth.near": 20.0}, ["depth.near", "20", "near < far"]),
+        ({"depth.near": float("nan")}, ["depth.near", "nan", "finite"]),
     ],
 )
 def test_a_bad_config_is_refused_in_one_line(tmp_path, changes, expected):
@@ -229,6 +230,29 @@ def test_a_bad_config_is_refused_in_one_line(tmp_path, changes, expected):
     assert len(lines) == 1, done.stderr
     assert all(part in lines[0] for part in expected), lines[0]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["study", None])
+def test_what_a_config_lacks_does_not_come_from_the_default_one(tmp_path, lost):
+    """lost: a key, or None for all of them."""
+    config = yaml.safe_load((edited(tmp_path) / "config" / "smoke.yaml").read_text())
+    rest = {key: value for key, value in config.items() if lost not in (key, None)}
+    (tmp_path / "config" / "smoke.yaml").write_text(yaml.safe_dump(rest))
+    done = snakemake(tmp_path, "-n")
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("snakemake: ")]
+    assert len(lines) == 1, done.stderr
+    assert "smoke.yaml: top level: " in lines[0]
+    assert "is a required property" in lines[0]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_refuses_a_config_that_is_not_there_before_it_sets_up():
+    command = ["make", "--no-print-directory", "--dry-run", "study", "CONFIG=config/none.yaml"]  # within `make test`, it would name its folder
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert re.fullmatch(r"Makefile:\d+: \*\*\* CONFIG=config/none\.yaml: no such file; .*\n", done.stderr)
 
 
 @pytest.mark.parametrize(

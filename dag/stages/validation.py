@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import yaml
@@ -30,5 +32,20 @@ def validate(value: dict, schema: str, where: str) -> None:
 
     error = best_match(_schema(schema).iter_errors(value))
     if error is not None:
-        key = ".".join(str(p) for p in error.absolute_path) or "top level"
-        raise StudyError(f"{where}: {key}: {error.message}")
+        raise StudyError(f"{where}: {_dotted(error.absolute_path)}: {error.message}")
+    for key, number in _numbers(value):
+        if not math.isfinite(number):  # no limit of a schema refuses NaN
+            raise StudyError(f"{where}: {_dotted(key)}: {number} is not a finite number")
+
+
+def _dotted(key: Iterable) -> str:
+    return ".".join(map(str, key)) or "top level"
+
+
+def _numbers(value, key: tuple = ()) -> Iterator[tuple[tuple, float]]:
+    """(key, number) of every float in a value, however deep."""
+    if isinstance(value, float):
+        yield key, value
+    elif isinstance(value, dict | list):
+        for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(part, (*key, name))
