@@ -183,6 +183,16 @@ def test_torn_rows_are_refused(stored, keep):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_went_bad_on_disk_are_named(stored, value):
+    file, column = FeatureFile(stored), -1  # the last one, of the last block
+    np.load(stored, mmap_mode="r+")[4, column] = value
+    with pytest.raises(ValueError, match=rf"rows\.npy: the features of image {IMAGE[4]} at t = {TIMES[4]} are not finite"):
+        file.read(np.array([5, 4, 0]), [max(SHAPES)])
+    assert file.read(np.array([5, 4, 0]), [min(SHAPES)]).keys() == {min(SHAPES)}  # other blocks are as they were
+    assert file.read(np.array([5, 3, 0]), [max(SHAPES)]).keys() == {max(SHAPES)}
+
+
 @pytest.mark.parametrize("text", ["", '{"shapes": {"2": [6,', "[]", '{"shapes": {}}', '{"shapes": {"x": [1]}, "image": [], "t": []}'])
 def test_torn_index_is_refused(stored, text):
     stored.with_suffix(".json").write_text(text)

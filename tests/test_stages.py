@@ -1,6 +1,7 @@
 """What stages say of files that are not what they need, in one line that names the file, and how much of large ones they take."""
 
 import hashlib
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from dag.heads import build_heads
 from dag.stages.data import read
 from dag.stages.downstream import downstream
 from dag.stages.evaluation import load_judge
-from dag.stages.models import contents
+from dag.stages.models import contents, prior
 from dag.stages.sampling import load_heads
 from dag.stages.study import Study
 from dag.weights import save_module
@@ -88,3 +89,12 @@ def test_a_downstream_network_takes_no_more_samples_than_the_reference_has(tmp_p
     errors = pd.read_csv(tmp_path / "constant.csv")
     assert set(errors.n_train) == {most}
     assert errors.abs_rel.max() < 1e-6
+
+
+def test_a_prior_of_a_resolution_that_the_study_does_not_have_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    study = Study.load("config/smoke.yaml")
+    given = study["prior"]["resolutions"]
+    with pytest.raises(ValueError, match=rf"--resolution is 12, expected one of prior\.resolutions, {re.escape(str(given))}$"):
+        prior(study, resolution=12, data=tmp_path / "absent.npz", out=tmp_path / "prior12")
+    assert not list(tmp_path.iterdir())

@@ -44,7 +44,10 @@ class FeatureFile:
         return {block: shape[0] for block, shape in self.shapes.items()}
 
     def read(self, rows: np.ndarray, blocks: Iterable[int]) -> dict[int, Tensor]:
-        """{block: (len(rows), c, h, w)} float32 of some rows, in their order. Raises ValueError on a block that is not stored."""
+        """{block: (len(rows), c, h, w)} float32 of some rows, in their order.
+
+        Raises ValueError on a block that is not stored, and where a feature is not finite, naming its image and t.
+        """
         wanted = set(blocks)
         if missing := sorted(wanted - self.shapes.keys()):
             raise ValueError(f"{self.path}: holds no features of blocks {missing}; there are {sorted(self.shapes)}")
@@ -54,7 +57,12 @@ class FeatureFile:
         for block, shape in self.shapes.items():
             end = start + math.prod(shape)
             if block in wanted:
-                features[block] = torch.from_numpy(self.rows[order, start:end].astype(np.float32)[back]).reshape(-1, *shape)
+                stored = torch.from_numpy(self.rows[order, start:end].astype(np.float32))
+                if (bad := ~stored.isfinite().all(1)).any():
+                    row = order[int(bad.nonzero()[0])]
+                    where = f"image {self.image[row]} at t = {self.t[row]}"
+                    raise ValueError(f"{self.path}: the features of {where} are not finite; `dag features` makes them anew")
+                features[block] = stored[back].reshape(-1, *shape)
             start = end
         return features
 

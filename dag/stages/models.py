@@ -202,11 +202,14 @@ def prior(study: Study, *, resolution: int, data: Path, out: Path, pixels: Liter
     """Train the diffusion prior over depth maps at one resolution, on depth alone.
 
     pixels: "in_place", or "shuffled", a control: a prior over depth maps whose pixels lie in random order. variant: of the config's `variants`.
-    Several processes (prior.training.processes) share every batch: up to rounding they train as one does.
+    Several processes (prior.training.processes) share every batch: up to rounding they train as one does. Raises ValueError on a resolution
+    that the config does not name.
     """
     if pixels not in ("in_place", "shuffled"):
         raise ValueError(f"--pixels is {pixels!r}, expected in_place or shuffled")
     study = study.varied(variant)
+    if resolution not in study["prior"]["resolutions"]:
+        raise ValueError(f"--resolution is {resolution}, expected one of prior.resolutions, {study['prior']['resolutions']}")
     recipe = Recipe(**study["prior"]["training"])
     in_processes(_prior, recipe.processes, study, recipe, resolution, data, out, pixels, variant)
 
