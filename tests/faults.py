@@ -146,19 +146,15 @@ def torn(trial: Trial) -> str:
     """Killed, and its newest state or batch cut short, as a crash of the machine leaves it."""
     trial.disturb(signal.SIGKILL)
     states = [*trial.folder.glob("out/*.state.pt"), *trial.folder.glob("out/.*/*.npz"), *trial.folder.glob("out/*.npz")]
-    if not states:
-        return ""
-    newest = max(states, key=lambda path: path.stat().st_mtime_ns)
-    whole = newest.read_bytes()
-    newest.write_bytes(whole[: int(trial.chance.random() * len(whole))])
-    if newest.suffix != ".pt":
-        return ""
-    status, line = trial.finish()
-    if not status:
-        return ""
-    # A training's first and last states have no whole one before them to go on from: it says which file to remove.
-    before = refused(status, line, newest.name)
-    newest.unlink()
+    before = ""
+    if states:
+        newest = max(states, key=lambda path: path.stat().st_mtime_ns)
+        whole = newest.read_bytes()
+        newest.write_bytes(whole[: int(trial.chance.random() * len(whole))])
+        # A training's first and last states have no whole one before them to go on from: it says which file to remove.
+        if newest.suffix == ".pt" and (end := trial.finish())[0]:
+            before = refused(*end, newest.name)
+            newest.unlink()
     return before
 
 

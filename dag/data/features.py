@@ -57,11 +57,8 @@ class FeatureFile:
         for block, shape in self.shapes.items():
             end = start + math.prod(shape)
             if block in wanted:
-                stored = torch.from_numpy(self.rows[order, start:end].astype(np.float32))
-                if (bad := ~stored.isfinite().all(1)).any():
-                    row = order[int(bad.nonzero()[0])]
-                    where = f"image {self.image[row]} at t = {self.t[row]}"
-                    raise ValueError(f"{self.path}: the features of {where} are not finite; `dag features` makes them anew")
+                stored = torch.from_numpy(self.rows[order, start:end]).float()
+                _refuse_not_finite(stored, self.path, self.image[order], self.t[order], "; `dag features` makes them anew")
                 features[block] = stored[back].reshape(-1, *shape)
             start = end
         return features
@@ -96,12 +93,17 @@ def _write_rows(aside: Path, path: Path, shapes: dict[int, tuple], image: np.nda
         end = start + len(block_rows)
         if end > len(t):
             raise ValueError(f"{path}: at least {end} rows of features arrived, expected {len(t)}")
-        bad = ~block_rows.isfinite().all(1)
-        if bad.any():
-            row = start + int(bad.nonzero()[0])
-            raise ValueError(f"{path}: the features of image {image[row]} at t = {t[row]} are not finite in float16; check the U-Net's weights")
+        _refuse_not_finite(block_rows, path, image[start:end], t[start:end], " in float16; check the U-Net's weights")
         rows[start:end] = block_rows.cpu().numpy()
         start = end
     if start < len(t):
         raise ValueError(f"{path}: {start} rows of features arrived, expected {len(t)}")
     rows.flush()
+
+
+def _refuse_not_finite(rows: Tensor, path: Path, image: np.ndarray, t: np.ndarray, advice: str) -> None:
+    """Raises ValueError that names the first of some float16 rows (n, c), of image and t (n,), with a feature that is not finite."""
+    # Finite float16 numbers have a finite sum in float32, and a sum is several times faster than looking at each of them.
+    if (bad := ~rows.float().sum(1).isfinite()).any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"{path}: the features of image {image[row]} at t = {t[row]} are not finite{advice}")
