@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from dag.data.depth import DepthCoding
 from dag.data.images import to_tensor, to_uint8
-from dag.data.squares import scaled
+from dag.data.squares import Box, Size, scaled
 from dag.metrics.extractors import imagenet_efficientnet
 from dag.weights import from_hub, sha256
 
@@ -38,17 +39,19 @@ class DepthUNet(nn.Module):
 
 
 class ImageNetDepth(nn.Module):
-    """A depth network on EfficientNet-Lite0's ImageNet features, from an image in [-1, 1] (b, 3, s, s) to coded depth (b, 1, s, s).
+    """A depth network on EfficientNet-Lite0's ImageNet features, from an image in [-1, 1] (b, 3, h, w) to coded depth (b, 1, h, w).
 
-    The image is enlarged twice, since the encoder's first convolution halves it; each level of the decoder joins the encoder's features
-    of its resolution. width: channels of the finest level, which double up to eight times as many. s must be a multiple of 16.
+    The encoder's first convolution halves the image, so a small one is enlarged first; each level of the decoder joins the encoder's features
+    of its resolution. width: channels of the finest level, which double up to eight times as many. enlarge: how often the image is enlarged;
+    with 1 the network works at half its resolution, and the depth is enlarged instead. Sides are multiples of 32 / enlarge.
     Raises FileNotFoundError where the ImageNet weights are missing.
     """
 
     STAGES = (16, 24, 40, 112, 320)  # channels of the last block at each resolution, halving from s down
 
-    def __init__(self, width: int = 24):
+    def __init__(self, width: int = 24, enlarge: int = 2):
         super().__init__()
+        self.enlarge = enlarge
         whole = imagenet_efficientnet()
         self.stem, self.norm, self.blocks = whole._conv_stem, whole._bn0, whole._blocks
         widths = [width, 2 * width, 4 * width, 4 * width, 8 * width]
@@ -56,10 +59,13 @@ class ImageNetDepth(nn.Module):
         pairs = zip(self.STAGES[-2::-1], widths[:0:-1], widths[-2::-1], strict=True)
         self.levels = nn.ModuleList(_convolution(skip + deep, out) for skip, deep, out in pairs)
         self.out = nn.Conv2d(width, 1, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # its convolutions of single channels take half as long on CPUs
 
     def forward(self, image: Tensor) -> Tensor:
         image = image * (127.5 / 128) + 0.5 / 128  # the Lite networks know (pixel - 127) / 128
-        x = F.relu6(self.norm(self.stem(F.interpolate(image, scale_factor=2, mode="bilinear", align_corners=False))))
+        image = image.contiguous(memory_format=torch.channels_last)
+        x = _resized(image, [self.enlarge * side for side in image.shape[-2:]])
+        x = F.relu6(self.norm(self.stem(x)))
         skips = {}
         for block in self.blocks:
             x = block(x)
@@ -67,17 +73,23 @@ class ImageNetDepth(nn.Module):
         x = self.bottom(skips[self.STAGES[-1]])
         for level, channels in zip(self.levels, self.STAGES[-2::-1], strict=True):
             skip = skips[channels]
-            x = level(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="bilinear", align_corners=False), skip], 1))
-        return self.out(x)
+            x = level(torch.cat([_resized(x, skip.shape[-2:]), skip], 1))
+        return _resized(self.out(x), image.shape[-2:])
+
+
+def _resized(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x if x.shape[-2:] == tuple(shape) else F.interpolate(x, size=tuple(shape), mode="bilinear", align_corners=False)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-def depth_network(architecture: dict, size: int) -> nn.Module:
-    """A depth network for images of size x size. architecture: {"imagenet": width} for ImageNetDepth, else UNet2DModel's arguments."""
-    return ImageNetDepth(architecture["imagenet"]) if "imagenet" in architecture else DepthUNet({"sample_size": size, **architecture})
+def depth_network(architecture: dict, size: Size) -> nn.Module:
+    """A depth network for images of that size. architecture: {"imagenet": width, "enlarge": ...} for ImageNetDepth, else UNet2DModel's arguments."""
+    if "imagenet" in architecture:
+        return ImageNetDepth(architecture["imagenet"], architecture.get("enlarge", 2))
+    return DepthUNet({"sample_size": size, **architecture})
 
 
 class PretrainedDepth(nn.Module):
@@ -164,16 +176,16 @@ def depth_loss(model: nn.Module, data: tuple[Tensor, Tensor], generator: torch.G
 
 def augmented_depth_loss(model: nn.Module, data: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
     """depth_loss for few pairs: colours vary (each channel's gain, and one brightness, by up to a quarter), and pictures are moved by up to a
-    tenth of their side, image and depth together, their edge repeated."""
+    tenth of their short side, image and depth together, their edge repeated."""
     image, depth = data
-    b, side = len(image), image.shape[-1]
+    b, height, width = len(image), *image.shape[-2:]
     colour = 1 + 0.25 * (2 * torch.rand(b, 3, 1, 1, generator=generator) - 1)
     light = 0.25 * (2 * torch.rand(b, 1, 1, 1, generator=generator) - 1)
     image = (image * colour.to(image.device) + light.to(image.device)).clamp(-1, 1)
-    reach = side // 10
+    reach = min(height, width) // 10
     moves = torch.randint(2 * reach + 1, (b, 2), generator=generator).tolist()
     both = F.pad(torch.cat([image, depth], 1), (reach,) * 4, mode="replicate")
-    both = torch.stack([one[:, down : down + side, right : right + side] for one, (down, right) in zip(both, moves, strict=True)])
+    both = torch.stack([one[:, down : down + height, right : right + width] for one, (down, right) in zip(both, moves, strict=True)])
     return depth_loss(model, (both[:, :-1], both[:, -1:]), generator)
 
 
@@ -186,24 +198,28 @@ def estimate(model: nn.Module, images: np.ndarray, coding: DepthCoding, batch_si
 
 
 @torch.no_grad()
-def estimate_whole(model: nn.Module, images: np.ndarray, coding: DepthCoding, size: int) -> np.ndarray:
-    """Depth in metres, (n, h, w) float32, of whole pictures (n, h, w, 3) uint8 by a model of squares of size x size pixels.
+def estimate_whole(model: nn.Module, images: np.ndarray, coding: DepthCoding, size: Size) -> np.ndarray:
+    """Depth in metres, (n, h, w) float32, of whole pictures (n, h, w, 3) uint8 by a model of pictures of another size.
 
-    Each picture is covered by equally spaced squares of its short side, scaled to the model's size; what the model sees is like what
-    it was trained on. Coded depths are enlarged bilinearly and blended, each square counting most in its middle.
+    What the model sees is like what it was trained on. A model of whole pictures, whose size is a height and a width, is given each at that size.
+    For a model of squares each is covered by equally spaced squares of its short side; their coded depths are blended, each square counting most in
+    its middle. Coded depths are enlarged bilinearly.
     """
     n, height, width = images.shape[:3]
-    side, long = min(height, width), max(height, width)
-    count = -(-long // side)
-    starts = np.linspace(0, long - side, count).round().astype(int)
-    boxes = [(at, 0, at + side, side) if width >= height else (0, at, side, at + side) for at in starts.tolist()]
-    ramp = torch.minimum(torch.arange(side) + 1, side - torch.arange(side)).float()
-    weight = ramp if width >= height else ramp[:, None]
     total, weights, device = torch.zeros(n, height, width), torch.zeros(height, width), next(model.parameters()).device
-    for box in boxes:
-        squares = np.stack([scaled(image, size, box) for image in images])
-        coded = F.interpolate(model(to_tensor(squares).to(device)).float().cpu(), size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+    for box, weight in _squares(height, width) if isinstance(size, int) else [((0, 0, width, height), torch.ones(1))]:
+        parts = np.stack([scaled(image, size, box) for image in images])
         rows, columns = slice(box[1], box[3]), slice(box[0], box[2])
+        shape = (box[3] - box[1], box[2] - box[0])
+        coded = F.interpolate(model(to_tensor(parts).to(device)).float().cpu(), size=shape, mode="bilinear", align_corners=False)[:, 0]
         total[:, rows, columns] += coded * weight
         weights[rows, columns] += weight
     return coding.decode(total / weights).numpy()
+
+
+def _squares(height: int, width: int) -> Iterator[tuple[Box, Tensor]]:
+    """Equally spaced squares that cover a picture, with the weights of their rows or columns in it."""
+    side, long = min(height, width), max(height, width)
+    ramp = torch.minimum(torch.arange(side) + 1, side - torch.arange(side)).float()
+    for at in np.linspace(0, long - side, -(-long // side)).round().astype(int).tolist():
+        yield ((at, 0, at + side, side), ramp) if width >= height else ((0, at, side, at + side), ramp[:, None])

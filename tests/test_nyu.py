@@ -16,7 +16,7 @@ from scipy.io import savemat
 from dag.data.domain import dataset
 from dag.data.nyu import INTRINSICS, NYUDepthV2
 from dag.metrics.depth_errors import ALIGNMENTS, DepthProtocol, summarise
-from dag.stages.downstream import _whole, downstream
+from dag.stages.downstream import _whole, _whole_pairs, downstream
 from dag.stages.study import Study
 
 ROOT = Path(__file__).parent.parent
@@ -224,6 +224,30 @@ def test_constant_maps_are_measured_like_networks(folder, monkeypatch, tmp_path)
     ):
         expected = DepthProtocol(alignment, crop="eigen").evaluate(prediction[None], test.depth(1)[None])[0]
         assert found[name, alignment, 4] == pytest.approx(expected["abs_rel"], rel=1e-6)
+
+
+def test_whole_reference_pictures_are_taken_from_the_dataset(folder, monkeypatch, tmp_path):
+    """In the dataset's shape, without its frame, and with the depth of each pixel; a network of their shape is trained and tested."""
+    made = study(folder, monkeypatch, seeds=1)
+    made["downstream"]["reference_whole"].update(shape=[64, 96], training={"steps": 2, "batch_size": 2}, architecture={"imagenet": 4, "enlarge": 1})
+    images, depth = _whole_pairs(made)
+    train = NYUDepthV2(folder, "train")
+    middles = (np.arange(96) + 0.5) * (632 - 8) / 96 + 8 - 0.5  # columns of the photograph
+    for picture, distance in zip(images, depth, strict=True):
+        index = round(float(distance[0, 0] - middles[0] / 1000))
+        assert index in {train.id(i) for i in range(2)}
+        np.testing.assert_allclose(distance, np.broadcast_to(index + middles / 1000, (64, 96)), atol=1e-3)
+        assert np.abs(picture[..., 0] - (middles // 4 + index)).max() < 3  # grey, as it was drawn and JPEG kept it
+    downstream(made, source="reference_whole", test=tmp_path / "unused.npz", out=tmp_path / "whole.csv")
+    found = pd.read_csv(tmp_path / "whole.csv")
+    assert set(found["image"]) == {2, 4}
+    assert set(found["alignment"]) == set(ALIGNMENTS)
+    assert (found["pixels"] == 426 * 560).all()
+
+
+def test_a_source_of_pictures_needs_them(folder, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="pictures is not given, expected the pictures of unguided"):
+        downstream(study(folder, monkeypatch), source="unguided", test=tmp_path / "unused.npz", out=tmp_path / "x.csv")
 
 
 def test_the_config_knows_the_camera():

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,19 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("study", "table"), [("rooms", "table1")])
-def test_the_table_is_the_one_that_was_measured(study, table):
-    sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+@pytest.mark.parametrize("place", re.findall(r"<!-- /(\w+/\w+) -->", README))
+def test_a_table_is_the_one_that_was_measured(place, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow" / "scripts"))
     import readme
 
-    measured = (ROOT / "results" / study / "tables" / f"{table}_guidance.md").read_text(encoding="utf-8")
-    assert readme.build(README, measured, study) == README, f"run `snakemake --cores 1 readme --configfile config/{study}.yaml`"
+    study, table = place.split("/")
+    assert table in readme.places(README, study)
+    measured = (ROOT / "results" / study / "tables" / f"{table}.md").read_text(encoding="utf-8")
+    assert readme.build(README, place, measured) == README, f"run `snakemake --cores 1 readme --configfile config/{study}.yaml`"
+
+
+def test_the_main_result_is_shown():
+    assert "<!-- /rooms/table1_guidance -->" in README
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README)) - set(re.findall(r"\]\((https?:[^)]+)\)", README))))

@@ -605,6 +605,7 @@ configfile: "{root}/config/rooms.yaml"
 RESULTS = "results"
 facts = {{"unet_architecture": lambda self: config["unet"]["architecture"], "baseline_of": lambda self, run: None, "weights_hash": lambda self: "feed"}}
 facts |= {{"drawn": True, "downstream_protocol": lambda self: "no crop", "labels_of": lambda self, source: "strong"}}
+facts |= {{"sources": ["reference", *config["downstream"]["sources"], "constant"]}}
 facts |= {{"run_hash": lambda self, run: "f00d", "section_hash": lambda self, *keys: "cafe"}}
 STUDY = type("Study", (), facts)()
 RUNS = pd.read_csv("results/metrics/runs.csv", index_col="run", keep_default_na=False)

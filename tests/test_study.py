@@ -37,6 +37,9 @@ def study(**changes) -> Study:
     return Study(config, "smoke.yaml")
 
 
+WHOLE = {"shape": [64, 96], "architecture": {"imagenet": 4}, "training": {"steps": 1, "batch_size": 1}}
+
+
 def with_sheet(folder: Path, run: str = "", without: str = "", config: dict | None = None, **cells) -> Study:
     """The smoke study with other cells in one row of its sheet, or without a row."""
     rows = [[cells.get(key, cell) if row[0] == run else cell for key, cell in zip(HEADER, row, strict=True)] for row in ROWS if row[0] != without]
@@ -64,6 +67,12 @@ def with_sheet(folder: Path, run: str = "", without: str = "", config: dict | No
         ({"judge__architecture__norm_num_groups": 6}, ["judge.architecture.norm_num_groups", "6", "16"]),
         ({"unet__architecture__block_out_channels": [16, 16, 16, 16]}, ["unet.architecture.down_block_types", "5 levels", "expected 4"]),
         ({"downstream__training__seed": 3}, ["downstream.training.seed", "downstream.seeds"]),
+        ({"downstream__reference_whole": WHOLE}, ["downstream.reference_whole is set without downstream.whole: true"]),
+        (
+            {"downstream__whole": True, "downstream__reference_whole": {**WHOLE, "training": {"steps": 1, "batch_size": 1, "seed": 1}}},
+            ["reference_whole.training.seed"],
+        ),
+        ({"downstream__reference_whole": {**WHOLE, "shape": [64]}}, ["downstream.reference_whole.shape", "[64]"]),
         ({"variants": {"fast": {"sampling.clip": False}}}, ["variants.fast changes sampling.clip, expected ", "heads.layers", "depth.coding"]),
         ({"variants": {"fast": {"heads.labels": {10: 4}}}}, ["variants.fast changes heads.labels, expected "]),
         ({"variants": {"flat": {"heads.layers": 0}}}, ["variants.flat: heads.layers: 0"]),

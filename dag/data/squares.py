@@ -21,13 +21,21 @@ def centre(shape: tuple[int, ...]) -> Box:
     return left, top, left + side, top + side
 
 
-def scaled(image: np.ndarray, size: int, box: Box) -> np.ndarray:
-    """The part of an image (h, w, 3) uint8 inside a square box, at (size, size, 3)."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box))
+Size = int | tuple[int, int]  # of a square, or height and width
 
 
-def scaled_depth(depth: np.ndarray, size: int, box: Box) -> tuple[np.ndarray, np.ndarray]:
-    """Depth (size, size) float32 of the part of a map (h, w) inside a square box, and where it is known, bool (size, size).
+def _shape(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def scaled(image: np.ndarray, size: Size, box: Box) -> np.ndarray:
+    """The part of an image (h, w, 3) uint8 inside a box, at (*size, 3)."""
+    return np.asarray(Image.fromarray(image).resize(_shape(size)[::-1], Image.Resampling.BICUBIC, box))
+
+
+def scaled_depth(depth: np.ndarray, size: Size, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Depth, float32 of that size, of the part of a map (h, w) inside a box, and where it is known, bool.
 
     A pixel is known where at least half of what it covers is (above 0); the others are filled with the nearest known depth.
     Raises ValueError on depth that is negative, NaN or infinite, and where nothing is known.
@@ -51,8 +59,8 @@ def filled(depth: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return depth[tuple(nearest)]
 
 
-def _mean(values: np.ndarray, size: int, box: Box) -> np.ndarray:
-    return np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.BOX, box))
+def _mean(values: np.ndarray, size: Size, box: Box) -> np.ndarray:
+    return np.asarray(Image.fromarray(values).resize(_shape(size)[::-1], Image.Resampling.BOX, box))
 
 
 class RandomSquares:

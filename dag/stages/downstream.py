@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from dag.data.images import to_tensor
+from dag.data.squares import scaled, scaled_depth
 from dag.estimators import augmented_depth_loss, depth_loss, depth_network, estimate, estimate_whole
 from dag.metrics.depth_errors import ALIGNMENTS as ALL_ALIGNMENTS
 from dag.metrics.depth_errors import DepthProtocol
@@ -25,27 +26,33 @@ ALIGNMENTS = ("none", "median", "scale_shift")
 _CHUNK = 16  # whole test pictures in memory together
 
 
-def downstream(study: Study, *, source: str, pictures: Path, test: Path, out: Path, judged: Path | None = None) -> None:
+def downstream(study: Study, *, source: str, test: Path, out: Path, pictures: Path | None = None, judged: Path | None = None) -> None:
     """Train the network on one source's pairs with several seeds and write its errors on every test image.
 
-    Of a run's pictures it takes no more than `data.downstream` has. source "constant" trains nothing: mean depth maps are the prediction.
-    judged: where the labels of generated pictures come from; others carry their own. With downstream.whole the test images are read from the
-    dataset and measured at their own size.
+    Of a run's pictures it takes no more than `data.downstream` has. source "constant" trains nothing: mean depth maps are the prediction;
+    "reference_whole" takes whole pictures from the dataset. judged: where the labels of generated pictures come from; others carry their own.
+    With downstream.whole the test images are read from the dataset and measured at their own size.
     """
     started = time.time()
     section, code = study["downstream"], coding(study)
-    if source not in (known := ["reference", "constant", *section["sources"]]):
+    if source not in (known := study.sources):
         raise ValueError(f"source is {source!r}, expected one of {', '.join(known)}")
     most, kind = study.uses["downstream"].count, study.labels_of(source)
-    images = read(pictures, "images", only=True)["images"][:most].copy()
-    labels = (read(judged, kind, only=True)[kind] if judged else read(pictures, "depth", only=True)["depth"])[:most].copy()
+    if source == "reference_whole":
+        images, labels = _whole_pairs(study)
+    elif pictures is None:
+        raise ValueError(f"pictures is not given, expected the pictures of {source}")
+    else:
+        images = read(pictures, "images", only=True)["images"][:most].copy()
+        labels = (read(judged, kind, only=True)[kind] if judged else read(pictures, "depth", only=True)["depth"])[:most].copy()
     rows = []
     if source == "constant":
         rows = _constant_whole(study) if section.get("whole") else _constant(study, labels, test)
+    size = images.shape[1:3] if source == "reference_whole" else images.shape[1]
     for seed in range(section["seeds"] if source != "constant" else 0):
-        network = _train(study, to_tensor(images), code.encode(torch.from_numpy(labels))[:, None], seed, out)
+        network = _train(study, source, to_tensor(images), code.encode(torch.from_numpy(labels))[:, None], seed, out)
         if section.get("whole"):
-            errors = _whole(study, lambda chunk: estimate_whole(network, chunk, code, images.shape[1]), ALL_ALIGNMENTS)  # noqa: B023 used at once
+            errors = _whole(study, lambda chunk: estimate_whole(network, chunk, code, size), ALL_ALIGNMENTS)  # noqa: B023 used at once
         else:
             errors = _squares(study, lambda chunk: estimate(network, chunk, code), test)  # noqa: B023
         rows += [{"source": source, "seed": seed, "n_train": len(images), **record} for record in errors]
@@ -108,15 +115,28 @@ def _constant_whole(study: Study) -> list[dict]:
     return rows
 
 
+def _whole_pairs(study: Study) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, h, w, 3) uint8 and depths (n, h, w) in metres of the dataset's pictures, whole, at `downstream.reference_whole.shape`."""
+    source, index = pictures_of(study, "downstream")
+    size, images, depths = tuple(study["downstream"]["reference_whole"]["shape"]), [], []
+    for i in index.tolist():
+        image, depth = source.image(i)[source.part], source.depth(i)[source.part]
+        box = (0, 0, image.shape[1], image.shape[0])
+        images.append(scaled(image, size, box))
+        depths.append(scaled_depth(depth, size, box)[0])
+    return np.stack(images), np.stack(depths)
+
+
 def _of_seed(out: Path, seed: int) -> Path:
     return out.with_stem(f"{out.stem}-{seed}")
 
 
-def _train(study: Study, images: torch.Tensor, depth: torch.Tensor, seed: int, out: Path) -> torch.nn.Module:
+def _train(study: Study, source: str, images: torch.Tensor, depth: torch.Tensor, seed: int, out: Path) -> torch.nn.Module:
     section = study["downstream"]
-    recipe = Recipe(**{**section["training"], "seed": seed})
+    made = section[source] if source == "reference_whole" else section
+    recipe = Recipe(**{**made["training"], "seed": seed})
     torch.manual_seed(seed)
-    network = depth_network(section["architecture"], images.shape[-1])
+    network = depth_network(made["architecture"], images.shape[-1])
     loss = augmented_depth_loss if section.get("augment") else depth_loss
 
     def batch(step: int) -> tuple:

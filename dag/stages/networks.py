@@ -25,11 +25,17 @@ def faults(config: Mapping, pretrained: Mapping | None) -> Iterator[str]:
             if key not in (*_VARIED, *_VARIED_SECTIONS) and key.rpartition(".")[0] not in _VARIED_SECTIONS:
                 allowed = ", ".join([*_VARIED, *_VARIED_SECTIONS])
                 yield f"variants.{name} changes {key}, expected what heads and priors are trained by: {allowed} or a key of the last three"
-    for name in _TRAINED:
-        if "training" in config.get(name, {}):
-            yield from _training(name, config[name]["training"])
-    if "seed" in config["downstream"]["training"]:
-        yield "downstream.training.seed is set, expected no such key: the trainings of a source have the seeds 0 to downstream.seeds - 1"
+    downstream = {"downstream": config["downstream"]}
+    if whole := config["downstream"].get("reference_whole"):
+        downstream["downstream.reference_whole"] = whole
+        if not config["downstream"].get("whole"):
+            yield "downstream.reference_whole is set without downstream.whole: true, expected both: it is tested on whole pictures"
+    for name, section in {**{name: config.get(name, {}) for name in _TRAINED}, **downstream}.items():
+        if "training" in section:
+            yield from _training(name, section["training"])
+    for name, section in downstream.items():
+        if "seed" in section["training"]:
+            yield f"{name}.training.seed is set, expected no such key: the trainings of a source have the seeds 0 to downstream.seeds - 1"
     for name in _TRAINED:
         if "architecture" in config.get(name, {}):
             yield from _architecture(name, config[name]["architecture"])

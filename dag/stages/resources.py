@@ -6,6 +6,7 @@ Upper estimates: a scheduler kills what asks for too little. Each further attemp
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from dag.stages.arrays import PART
 from dag.stages.sheet import COMPARISONS, in_sweep
@@ -53,7 +54,8 @@ def _seconds(study: Study, stage: str) -> float:
     if recipe is None:
         return 0
     trainings = study["downstream"]["seeds"] if stage == "downstream" else 1
-    return trainings * recipe["steps"] * recipe.get("gradient_accumulation_steps", 1) * PASS_SECONDS
+    recipes = [recipe] + [section["training"] for name, section in study[stage].items() if name == "reference_whole"]
+    return trainings * max(r["steps"] * r.get("gradient_accumulation_steps", 1) for r in recipes) * PASS_SECONDS
 
 
 def _stored(study: Study) -> float:
@@ -103,17 +105,27 @@ def _needs(study: Study, stage: str, size: int) -> tuple[float, float]:
     section = {"train_unet": "unet"}.get(stage, stage)
     if "training" not in study[section]:  # a pretrained network is looked at and taken as it is
         return START_MIB + _LABELLER_MIB, 0
-    recipe, architecture = study[section]["training"], study[section]["architecture"]
-    if "layers_per_block" not in architecture:  # an encoder of classification: about as large as the U-Net
-        architecture = unet
+    trained = [(study[section], size)]
+    if stage == "downstream" and "reference_whole" in study["downstream"]:  # one estimate for the job of every source
+        larger = study["downstream"]["reference_whole"]
+        trained.append((larger, math.isqrt(math.prod(larger["shape"]))))
+        picture *= max(1, math.prod(larger["shape"]) / size**2)
     # A prior is given whole maps, whatever its resolution.
     data = 0 if stage == "train_unet" else counts.get(stage, 0) * picture * (study["domain"]["size"] / size) ** 2
     trainings = study["downstream"]["seeds"] if stage == "downstream" else 1
     data += 4 * longest * size**2 / 2**20 if stage == "downstream" else 0  # depth of a whole run, of which it takes a part
-    # Each process of a training has its own Python and data, and keeps activations for one part of its share at a time.
+    kept, gflop = (max(needs) for needs in zip(*(_training(made, unet, side) for made, side in trained), strict=True))
+    # Each process of a training has its own Python and data.
+    return (START_MIB + data) * processes(study, section) + kept, trainings * gflop
+
+
+def _training(section: Mapping, unet: dict, size: int) -> tuple[float, float]:
+    """MiB of activations, of one part of the processes' shares at a time, and 10^9 operations of a network's training."""
+    recipe, architecture = section["training"], section["architecture"]
+    if "layers_per_block" not in architecture:  # an encoder of classification: about as large as the U-Net
+        architecture = unet
     at_once = recipe["batch_size"] / recipe.get("gradient_accumulation_steps", 1)
-    memory = (START_MIB + data) * processes(study, section) + 2 * at_once * activations(architecture, size)
-    return memory, trainings * recipe["steps"] * recipe["batch_size"] * 3 * operations(architecture, size)
+    return 2 * at_once * activations(architecture, size), recipe["steps"] * recipe["batch_size"] * 3 * operations(architecture, size)
 
 
 def _heads(study: Study, stage: str, size: int) -> tuple[float, float]:

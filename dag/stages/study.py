@@ -129,6 +129,12 @@ class Study:
         value = self["downstream"]["sources"].get(source)
         return value["run"] if isinstance(value, dict) else value
 
+    @property
+    def sources(self) -> list[str]:
+        """What the downstream networks of table 4 are trained on, in its order."""
+        section = self["downstream"]
+        return ["reference", *["reference_whole"] * ("reference_whole" in section), *section["sources"], "constant"]
+
     def downstream_protocol(self) -> str:
         """How the numbers of table 4 are measured, in words."""
         section, crop = self["downstream"], {"eigen": ", Eigen crop"}

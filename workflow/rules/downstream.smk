@@ -2,6 +2,8 @@
 
 
 def downstream_pictures(wildcards):
+    if wildcards.source == "reference_whole":  # it reads them from the dataset itself, as the test does
+        return []
     run = STUDY.run_of(wildcards.source)
     return f"{RESULTS}/samples/{run}.npz" if run else f"{RESULTS}/data/downstream.npz"
 
@@ -23,14 +25,15 @@ rule downstream:
     benchmark:
         f"{RESULTS}/benchmarks/downstream/{{source}}.tsv"
     wildcard_constraints:
-        source="|".join(["reference", "constant", *config["downstream"]["sources"]]),
+        source="|".join(STUDY.sources),
     threads: 1
     resources:
         **asked(STUDY, "downstream"),
         gpu=GPU,
     params:
         command=dag("downstream"),
+        pictures=lambda w, input: f"--pictures {input.pictures}" if input.pictures else "",
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
         stamp=(domain_stamp if config["downstream"].get("whole") else stamp)("downstream", "downstream", "depth", "data.downstream"),
     shell:
-        "{params.command} --source {wildcards.source} --pictures {input.pictures} --test {input.test} {params.judged} --out {output} 2> {log}"
+        "{params.command} --source {wildcards.source} {params.pictures} --test {input.test} {params.judged} --out {output} 2> {log}"

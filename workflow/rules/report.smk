@@ -52,7 +52,6 @@ FIGURES = expand(
 )
 # On no page: it shows training pictures.
 NEIGHBOURS = expand(f"{RESULTS}/figures/neighbours.{{kind}}", kind=["png", "svg"] * MEMORY)
-DOWNSTREAM = ["reference", *config["downstream"]["sources"], "constant"]
 # The job of every file that the tables and figures stand on.
 JOBS = [
     *expand("prepare/{use}", use=USES),
@@ -72,7 +71,7 @@ JOBS = [
     "runs/runs",
     "known_answers/known_answers",
     *["geometry/geometry"] * GEOMETRY,
-    *expand("downstream/{source}", source=DOWNSTREAM),
+    *expand("downstream/{source}", source=STUDY.sources),
     *(["convert_unet/unet"] if IMPORTED else [] if config["unet"]["path"] else ["train_unet/unet"]),
 ]
 
@@ -174,7 +173,7 @@ rule table_scale:
 
 rule table_downstream:
     input:
-        errors=expand(f"{RESULTS}/metrics/downstream/{{source}}.csv", source=DOWNSTREAM),
+        errors=expand(f"{RESULTS}/metrics/downstream/{{source}}.csv", source=STUDY.sources),
         published="config/published.tsv",
     output:
         **table("table4_downstream"),
@@ -480,14 +479,15 @@ rule manifest:
         "../scripts/manifest.py"
 
 
-# On demand: the README shows the comparison of a study that it has a place for.
+# On demand: the README shows tables of a study that it has a place for.
 rule readme:
     input:
-        table=f"{RESULTS}/tables/{COMPARISON}_guidance.md",
+        [file for file in TABLES if file.endswith(".md")],
     localrule: True
     params:
         readme="README.md",
         study=config["study"],
+        tables=f"{RESULTS}/tables",
     script:
         "../scripts/readme.py"
 

@@ -1,21 +1,35 @@
-"""Puts the study's comparison, Table 1 or 2, as it was measured into the README, between the two marks of the study."""
+"""Puts tables of the study as they were measured into the README, each between its two marks: <!-- study/table: ... --> and <!-- /study/table -->."""
 
 import re
 from pathlib import Path
 
 
-def build(readme: str, table: str, study: str) -> str:
-    """The README with the first table of a markdown file and that file's last paragraph, the protocol."""
+def places(readme: str, study: str) -> list[str]:
+    """Names of the study's tables that the README has a place for."""
+    return re.findall(rf"<!-- {re.escape(study)}/(\w+): .*? -->", readme)
+
+
+def build(readme: str, place: str, table: str) -> str:
+    """The README with the first table of a markdown file and that file's last paragraph, the protocol.
+
+    place: "study/table".
+    Raises ValueError where the README has no such place.
+    """
     blocks = table.strip().split("\n\n")
     rows = next(block for block in blocks if block.startswith("|"))
-    marks = rf"(<!-- {re.escape(study)}: .*? -->\n).*?(<!-- /{re.escape(study)} -->)"
+    marks = rf"(<!-- {re.escape(place)}: .*? -->\n).*?(<!-- /{re.escape(place)} -->)"
     text, count = re.subn(marks, lambda found: f"{found[1]}\n{rows}\n\n{blocks[-1]}\n\n{found[2]}", readme, flags=re.S)
     if count != 1:
-        raise ValueError(f"README.md: {count} places for the study {study!r}, expected one: <!-- {study}: ... --> and <!-- /{study} -->")
+        raise ValueError(f"README.md: {count} places for {place!r}, expected one: <!-- {place}: ... --> and <!-- /{place} -->")
     return text
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`
     path = Path(job.params.readme)
-    text = build(path.read_text(encoding="utf-8"), Path(job.input.table).read_text(encoding="utf-8"), job.params.study)
+    text = path.read_text(encoding="utf-8")
+    if not (tables := places(text, job.params.study)):
+        raise ValueError(f"{path}: no place for a table of the study {job.params.study!r}, expected <!-- {job.params.study}/<table>: ... -->")
+    for name in tables:
+        measured = Path(job.params.tables) / f"{name}.md"
+        text = build(text, f"{job.params.study}/{name}", measured.read_text(encoding="utf-8"))
     path.write_text(text, encoding="utf-8")

@@ -27,13 +27,14 @@ def build(errors: pd.DataFrame, published: pd.DataFrame, domain: str = "rooms", 
     columns = [Column("trained on", "source"), Column("images", "n_train"), Column("trainings", "trainings")]
     columns += [Column(title, name, interval=True, digits=3) for name, title in READERS.items()]
     blocks = [Block(_ALIGNMENTS.get(how, how), rows, columns) for how, rows in frame.groupby("alignment", sort=False)]
-    floors = {"constant_disparity": " constant_disparity: the mean training disparity map.", "flat": " flat: the image's own median depth everywhere."}
+    told = {"reference_whole": " reference_whole: whole photographs, with more of their pixels than samples have, and more steps of training."}
+    told |= {"constant_disparity": " constant_disparity: the mean training disparity map.", "flat": " flat: the image's own median depth everywhere."}
     return Table(
         frame,
         "Table 4: depth networks trained on real and on generated images, tested on real images",
         f"Mean over {frame['n'].iloc[0]} test images, then over trainings [95 % interval by Student's t over trainings, which differ in their seed alone]. "
         "constant: the mean training depth map, the floor."
-        + "".join(text for source, text in floors.items() if (frame["source"] == source).any())
+        + "".join(text for source, text in told.items() if (frame["source"] == source).any())
         + (f" Measured on {protocol}." if protocol else ""),
         [*blocks, *published_block(published, "table4", _NYU if domain == "nyu" else _OTHER)],
     )
