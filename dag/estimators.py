@@ -203,15 +203,17 @@ def estimate_whole(model: nn.Module, images: np.ndarray, coding: DepthCoding, si
 
     What the model sees is like what it was trained on. A model of whole pictures, whose size is a height and a width, is given each at that size.
     For a model of squares each is covered by equally spaced squares of its short side; their coded depths are blended, each square counting most in
-    its middle. Coded depths are enlarged bilinearly.
+    its middle. Coded depths are means over the picture and its mirror image, as is usual for NYU-Depth v2 (AdaBins, Bhat et al. 2021, arXiv
+    2011.14141), enlarged bilinearly.
     """
     n, height, width = images.shape[:3]
     total, weights, device = torch.zeros(n, height, width), torch.zeros(height, width), next(model.parameters()).device
     for box, weight in _squares(height, width) if isinstance(size, int) else [((0, 0, width, height), torch.ones(1))]:
-        parts = np.stack([scaled(image, size, box) for image in images])
+        parts = to_tensor(np.stack([scaled(image, size, box) for image in images])).to(device)
+        both = (model(parts) + model(parts.flip(-1)).flip(-1)).float().cpu() / 2
         rows, columns = slice(box[1], box[3]), slice(box[0], box[2])
         shape = (box[3] - box[1], box[2] - box[0])
-        coded = F.interpolate(model(to_tensor(parts).to(device)).float().cpu(), size=shape, mode="bilinear", align_corners=False)[:, 0]
+        coded = F.interpolate(both, size=shape, mode="bilinear", align_corners=False)[:, 0]
         total[:, rows, columns] += coded * weight
         weights[rows, columns] += weight
     return coding.decode(total / weights).numpy()

@@ -221,6 +221,23 @@ def test_depth_on_imagenet_features_has_the_size_of_its_picture(enlarge, shape):
     assert seen == [tuple(enlarge * side for side in shape)]
 
 
+class Leaning(nn.Module):
+    """Coded depth grows to the right, whatever the picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(1))
+
+    def forward(self, image):
+        return (self.slope * torch.linspace(-0.5, 0.5, image.shape[-1])).expand(len(image), 1, *image.shape[-2:])
+
+
+def test_a_picture_and_its_mirror_image_say_the_same():
+    """What a network knows of sides and not of the picture drops out."""
+    depth = estimate_whole(Leaning(), np.zeros((1, 32, 48, 3), np.uint8), DepthCoding(1.0, 9.0, "linear"), (16, 24))
+    np.testing.assert_allclose(depth, 5.0, atol=1e-5)
+
+
 class Brightness(nn.Module):
     """Coded depth is the red of the picture."""
 
