@@ -35,13 +35,24 @@ def test_every_network_of_a_study_is_counted_without_weights(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     counted = Counted(Study.load("config/smoke.yaml"))
     assert 0 < counted.to_taps < counted.forward
-    assert min(counted.head, *counted.judge, counted.down, *counted.extractor, *counted.prior.values()) > 0
+    assert min(counted.head, *counted.judge, *counted.downstream, *counted.extractor, *counted.prior.values()) > 0
     jobs = {cost.stage: cost.jobs for cost in costs(counted.study, counted)}
     # Two label counts, single blocks and two variants; the prior, the shuffled one and that of another coding.
     assert (jobs["heads"], jobs["prior 16"], jobs["prior 8"]) == (5, 3, 1)
     step, kept = counted.guided[True, 16]
     assert step > counted.to_taps + counted.head
     assert kept > 0
+
+
+def test_networks_on_imagenet_features_and_on_whole_pictures_are_counted_too(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = Study.load("config/nyu.yaml")
+    counted = Counted(study)
+    # One architecture on 64x64, enlarged twice, and on 144x192 as it is: convolutions cost in proportion to pixels.
+    assert counted.downstream_whole[0] / counted.downstream[0] == pytest.approx(144 * 192 / 128**2, rel=0.02)
+    assert counted.downstream_whole[1] == counted.downstream[1]
+    rows = {cost.stage: cost for cost in costs(study, counted)}
+    assert (rows["downstream"].jobs, rows["downstream, whole pictures"].jobs) == (6, 1)
 
 
 @pytest.mark.parametrize("study", ["paper", "paper-church"])

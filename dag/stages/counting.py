@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from dag.estimators import DepthUNet, depth_network
+from dag.estimators import depth_network
 from dag.heads import build_heads
 from dag.stages.study import Study
 from dag.unet import feature_shapes, forward_with_taps
@@ -46,7 +46,6 @@ class Counted:
                 side: UNet2DModel(sample_size=side, in_channels=1, out_channels=1, **study["prior"]["architecture"]).eval().requires_grad_(False)
                 for side in study["prior"]["resolutions"]
             }
-            self.downstream = DepthUNet({"sample_size": self.size, **study["downstream"]["architecture"]})
         self.taps = sorted({*names["strong"], *names["weak"]})
         self.forward, _ = count(lambda: forward_with_taps(self.unet, self.x, self.t))
         self.to_taps, _ = count(lambda: forward_with_taps(self.unet, self.x, self.t, self.taps, stop_after_taps=True))
@@ -59,11 +58,14 @@ class Counted:
         self.estimator = _depth_network(study["estimator"]["model"]) if "estimator" in study.config else (0, 0)
         self.judge = _depth_network(study["judge"]["model"]) if "model" in study["judge"] else self._trained_judge()
         self.extractor = _extractor(study["evaluation"])
-        self.down, _ = count(lambda: self.downstream(self.x))
+        # As those above, and the bytes of activations that a training step keeps for one picture.
+        section, square = study["downstream"], (self.size, self.size)
+        self.downstream = _trained_depth(section["architecture"], square)
+        whole = section.get("reference_whole")
+        self.downstream_whole = _trained_depth(whole["architecture"], tuple(whole["shape"])) if whole else None
 
     def _trained_judge(self) -> tuple[int, int]:
-        network = depth_network(self.study["judge"]["architecture"], self.size).to("meta")
-        return count(lambda: network(self.x))[0], size(network)
+        return _trained_depth(self.study["judge"]["architecture"], (self.size, self.size))[:2]
 
     def trained_heads(self) -> int:
         """Bytes of activations that a training step of both heads keeps for one picture."""
@@ -73,9 +75,6 @@ class Counted:
     def trained_prior(self, side: int) -> int:
         x = torch.empty(1, 1, side, side, device="meta")
         return trained(self.priors[side], lambda: self.priors[side](x, self.t).sample.sum())
-
-    def trained_downstream(self) -> int:
-        return trained(self.downstream, lambda: self.downstream(self.x).sum())
 
     def _guided(self, consistency: bool, side: int | None) -> tuple[int, int]:
         """(FLOP, bytes kept for the gradient) of a guided step: one forward pass, one gradient through the deepest tap, heads and prior."""
@@ -108,6 +107,11 @@ def count(function: Callable[[], object]) -> tuple[int, int]:
         result = function()
     del result
     return counter.get_total_flops(), sum(kept.values())
+
+
+def _trained_depth(architecture: dict, shape: tuple[int, int]) -> tuple[int, int, int]:
+    network, x = depth_network(architecture, shape).to("meta"), torch.empty(1, 3, *shape, device="meta")
+    return count(lambda: network(x))[0], size(network), trained(network, lambda: network(x).sum())
 
 
 def _depth_network(model: str) -> tuple[int, int]:

@@ -147,11 +147,20 @@ def _measurements(study: Study, c: Counted, uses: dict[str, int]) -> Iterator[Co
         hours = gflop / CORE_GFLOPS / 3600
         yield Cost(stage.replace("_", ", "), 1, gflop * 1e9, f"{hours:,.1f} core-hours at {CORE_GFLOPS} GFLOP/s a core", "cores", mib * 2**20)
     section = study["downstream"]
-    recipe, trainings = section["training"], (1 + len(section["sources"])) * section["seeds"]
-    flop = trainings * (TRAINING * recipe["steps"] * recipe["batch_size"] + uses["test"]) * c.down
-    held = {"weights": COPIES * size(c.downstream), "activations": recipe["batch_size"] * c.trained_downstream(), "passes": trainings * recipe["steps"]}
+    sources = 1 + len(section["sources"])  # the constant map trains nothing
+    yield _downstream("downstream", 1 + sources, section["training"], c.downstream, sources * section["seeds"], uses["test"])
+    if c.downstream_whole:
+        recipe = section["reference_whole"]["training"]
+        yield _downstream("downstream, whole pictures", 1, recipe, c.downstream_whole, section["seeds"], uses["test"])
+
+
+def _downstream(stage: str, jobs: int, recipe: dict, network: tuple[int, int, int], trainings: int, tested: int) -> Cost:
+    """Of the networks of table 4, of one size. network: FLOP, bytes of parameters and of kept activations for one picture."""
+    (one, weights, kept), batch = network, recipe["batch_size"]
+    flop = trainings * (TRAINING * recipe["steps"] * batch + tested) * one
+    held = {"weights": COPIES * weights, "activations": batch * kept, "passes": trainings * recipe["steps"]}
     formula = f"sources x seeds x ({TRAINING} x steps x batch + test pictures) x network"
-    yield Cost("downstream", 2 + len(section["sources"]), flop, formula, recipe.get("precision", "fp32"), **held)
+    return Cost(stage, jobs, flop, formula, recipe.get("precision", "fp32"), **held)
 
 
 def plan(study: Study, *, gpus: Path, out: Path, more: Path | None = None, share: float = 0.3) -> None:
@@ -194,7 +203,8 @@ architectures, built without weights, by PyTorch's own counter (matrix products 
     one = {step_name(False, None): c.forward, "U-Net to the last tap": c.to_taps, "heads, strong and weak": c.head}
     one |= {f"prior at {side}": flop for side, flop in c.prior.items()}
     one |= {step_name(*kind): flop for kind, (flop, _) in c.guided.items()}
-    one |= {"depth estimator": c.estimator[0], "judge": c.judge[0], "feature extractor": c.extractor[0], "downstream network": c.down}
+    one |= {"depth estimator": c.estimator[0], "judge": c.judge[0], "feature extractor": c.extractor[0], "downstream network": c.downstream[0]}
+    one |= {"downstream network, whole pictures": c.downstream_whole[0]} if c.downstream_whole else {}
     yield from (f"| {name} | {flop / 1e9:,.1f} |" for name, flop in one.items() if flop)
 
 
