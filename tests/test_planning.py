@@ -48,8 +48,8 @@ def test_networks_on_imagenet_features_and_on_whole_pictures_are_counted_too(mon
     monkeypatch.chdir(ROOT)
     study = Study.load("config/nyu.yaml")
     counted = Counted(study)
-    # One architecture on 64x64, enlarged twice, and on 144x192 as it is: convolutions cost in proportion to pixels.
-    assert counted.downstream_whole[0] / counted.downstream[0] == pytest.approx(144 * 192 / 128**2, rel=0.02)
+    # One architecture on 64x64, enlarged twice, and on 128x160 as it is: convolutions cost in proportion to pixels.
+    assert counted.downstream_whole[0] / counted.downstream[0] == pytest.approx(128 * 160 / 128**2, rel=0.02)
     assert counted.downstream_whole[1] == counted.downstream[1]
     rows = {cost.stage: cost for cost in costs(study, counted)}
     assert (rows["downstream"].jobs, rows["downstream, whole pictures"].jobs) == (6, 1)
