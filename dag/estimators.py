@@ -42,13 +42,13 @@ class ImageNetDepth(nn.Module):
     """A depth network on EfficientNet-Lite0's ImageNet features, from an image in [-1, 1] (b, 3, h, w) to coded depth (b, 1, h, w).
 
     The encoder's first convolution halves the image, so a small one is enlarged first; each level of the decoder joins the encoder's features
-    of its resolution. width: channels of the finest level, which double up to eight times as many. enlarge: how often the image is enlarged;
+    of its resolution. width: channels of the finest level, which double up to eight times as many. enlarge: the factor by which the image is enlarged;
     with 1 the network works at half its resolution, and the depth is enlarged instead. Sides are multiples of 32 / enlarge. frozen: with 1 or more
     the encoder's stem and its first `frozen` - 1 blocks keep their weights and statistics, as detectors' first stages do (Detectron's FREEZE_AT).
     Raises FileNotFoundError where the ImageNet weights are missing.
     """
 
-    STAGES = (16, 24, 40, 112, 320)  # channels of the last block at each resolution, halving from s down
+    STAGES = (16, 24, 40, 112, 320)  # channels of the last block at each resolution, finest first
 
     def __init__(self, width: int = 24, enlarge: int = 2, frozen: int = 0):
         super().__init__()

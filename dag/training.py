@@ -223,6 +223,9 @@ def _resume(path: Path, recipe: Recipe, data: str, model: nn.Module, ema: Ema, o
     if theirs != shapes:
         key = next(k for k in [*shapes, *theirs] if theirs.get(k) != shapes.get(k))
         raise OtherState(f"{path}: saved by another network ({key} was {theirs.get(key)}, is {shapes.get(key)}); remove the file to start again")
+    theirs, trained = (sum(len(group["params"]) for group in state["param_groups"]) for state in (saved["optimiser"], optimiser.state_dict()))
+    if theirs != trained:
+        raise OtherState(f"{path}: saved when {theirs} of the network's parameters were trained, not {trained}; remove the file to start again")
     model.load_state_dict(saved["model"])
     for key, value in ema.weights.items():
         value.copy_(saved["ema"][key])

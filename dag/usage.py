@@ -55,7 +55,7 @@ WORDS = {
     "scale": "the weights that stand for `best`, of `dag scale` (.json)",
     "second_judge": "another judge, of `dag judge --name second_judge` (.safetensors)",
     "share": "of a GPU's peak throughput that a job is taken to reach",
-    "source": "whose pictures: reference, constant, or a name in downstream.sources",
+    "source": "whose pictures: reference, reference_whole, constant, or a name in downstream.sources",
     "state": "the saved state of the training (.state.pt)",
     "steps": "DDIM steps: a number that an integer stride over the model's timesteps takes, such as 10, 25 or 50",
     "stop": "seed before which to stop, where it is not the run's last",

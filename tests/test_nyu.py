@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 from scipy.io import savemat
@@ -16,7 +18,7 @@ from scipy.io import savemat
 from dag.data.domain import dataset
 from dag.data.nyu import INTRINSICS, NYUDepthV2
 from dag.metrics.depth_errors import ALIGNMENTS, DepthProtocol, summarise
-from dag.stages.downstream import _whole, _whole_pairs, downstream
+from dag.stages.downstream import _train, _whole, _whole_pairs, downstream
 from dag.stages.study import Study
 
 ROOT = Path(__file__).parent.parent
@@ -243,6 +245,34 @@ def test_whole_reference_pictures_are_taken_from_the_dataset(folder, monkeypatch
     assert set(found["image"]) == {2, 4}
     assert set(found["alignment"]) == set(ALIGNMENTS)
     assert (found["pixels"] == 426 * 560).all()
+
+
+def test_a_source_of_table_4_depends_on_its_own_keys(folder, monkeypatch):
+    def stamps(**changes) -> dict[str, str]:
+        made = study(folder, monkeypatch, **changes)
+        return {source: made.section_hash(*made.downstream_keys(source)) for source in made.sources}
+
+    plain, section = stamps(), yaml.safe_load((ROOT / "config" / "nyu.yaml").read_text())["downstream"]
+    assert len(set(plain.values())) >= 2
+    for changes, expected in (
+        ({"reference_whole": {**section["reference_whole"], "shape": [64, 96]}}, {"reference_whole"}),
+        ({"training": {**section["training"], "steps": 1}}, set(plain) - {"reference_whole"}),
+        ({"sources": {**section["sources"], "dag": "both"}}, {"dag"}),
+        ({"labels": "judged"}, set(section["sources"])),
+        ({"seeds": 1}, set(plain)),
+    ):
+        now = stamps(**changes)
+        assert {source for source in plain if now[source] != plain[source]} == expected
+
+
+def test_networks_of_another_architecture_start_again(folder, monkeypatch, tmp_path):
+    """Of the same shapes, as `enlarge` changes none; the state of a training that was cut is not gone on from."""
+    whole = {"shape": [64, 96], "training": {"steps": 2, "batch_size": 2}, "architecture": {"imagenet": 4, "enlarge": 1}}
+    images, depth = torch.zeros(2, 3, 64, 96), torch.zeros(2, 1, 64, 96)
+    for changes in ({}, {"enlarge": 2}, {"frozen": 2}):
+        made = study(folder, monkeypatch, reference_whole={**whole, "architecture": whole["architecture"] | changes})
+        with pytest.warns(UserWarning, match="starting again") if changes else contextlib.nullcontext():
+            _train(made, "reference_whole", images, depth, 0, tmp_path / "whole.csv")
 
 
 def test_a_source_of_pictures_needs_them(folder, monkeypatch, tmp_path):

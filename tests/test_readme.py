@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("place", re.findall(r"<!-- /(\w+/\w+) -->", README))
+@pytest.mark.parametrize("place", re.findall(r"<!-- /([\w-]+/\w+) -->", README))
 def test_a_table_is_the_one_that_was_measured(place, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "workflow" / "scripts"))
     import readme

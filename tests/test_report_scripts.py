@@ -453,6 +453,9 @@ def test_downstream_table_explains_its_floors_and_protocol(study):
     assert "flat: the image's own median" in table.footnote
     assert table.footnote.endswith("Measured on whole pictures, Eigen crop.")
     assert "disparity map" not in table.footnote
+    section = {"training": {"steps": 200}, "reference_whole": {"shape": [96, 128], "training": {"steps": 1500}}}
+    whole = table_downstream.build(errors.assign(source="reference_whole"), published(), "nyu", section=section).footnote
+    assert "at 96 x 128 pixels, with a training of their own (1,500 steps of training instead of 200)" in whole
     assert "not comparable" not in table.blocks[-1].title
 
 

@@ -72,6 +72,10 @@ def with_sheet(folder: Path, run: str = "", without: str = "", config: dict | No
             {"downstream__whole": True, "downstream__reference_whole": {**WHOLE, "training": {"steps": 1, "batch_size": 1, "seed": 1}}},
             ["reference_whole.training.seed"],
         ),
+        (
+            {"downstream__whole": True, "downstream__reference_whole": {**WHOLE, "architecture": {"imagenet": 4, "enlarge": 1}, "shape": [96, 80]}},
+            ["downstream.reference_whole works at 80 pixels, expected a multiple of 32"],
+        ),
         ({"downstream__reference_whole": {**WHOLE, "shape": [64]}}, ["downstream.reference_whole.shape", "[64]"]),
         ({"variants": {"fast": {"sampling.clip": False}}}, ["variants.fast changes sampling.clip, expected ", "heads.layers", "depth.coding"]),
         ({"variants": {"fast": {"heads.labels": {10: 4}}}}, ["variants.fast changes heads.labels, expected "]),

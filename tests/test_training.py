@@ -233,6 +233,14 @@ def test_state_of_another_network_is_refused(tmp_path):
         train(tmp_path, model=make_model().append(nn.Conv2d(1, 1, 1)))
 
 
+def test_state_of_a_network_that_was_trained_in_whole_is_refused_where_a_part_is_frozen(tmp_path):
+    train(tmp_path)
+    partly = make_model()
+    partly[0].requires_grad_(False)
+    with pytest.raises(OtherState, match=r"saved when \d of the network's parameters were trained, not \d; remove the file to start again"):
+        train(tmp_path, model=partly)
+
+
 def test_a_state_older_than_a_key_of_the_recipe_is_gone_on_from(tmp_path, whole):
     with pytest.raises(Killed):
         train(tmp_path, data=killed_at(9))

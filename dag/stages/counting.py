@@ -111,7 +111,8 @@ def count(function: Callable[[], object]) -> tuple[int, int]:
 
 def _trained_depth(architecture: dict, shape: tuple[int, int]) -> tuple[int, int, int]:
     network, x = depth_network(architecture, shape).to("meta"), torch.empty(1, 3, *shape, device="meta")
-    return count(lambda: network(x))[0], size(network), trained(network, lambda: network(x).sum())
+    kept = count(lambda: network.train()(x).sum())[1]  # `trained` would train what is frozen
+    return count(lambda: network.eval()(x))[0], size(network), kept
 
 
 def _depth_network(model: str) -> tuple[int, int]:

@@ -143,4 +143,5 @@ def _train(study: Study, source: str, images: torch.Tensor, depth: torch.Tensor,
         rows = pick(step * section["seeds"] + seed, len(images), recipe.batch_size)
         return images[rows], depth[rows]
 
-    return train(network, loss, batch, recipe, _of_seed(out, seed), contents(images, depth))
+    data = contents(images, depth, architecture=made["architecture"], augment=section.get("augment"))
+    return train(network, loss, batch, recipe, _of_seed(out, seed), data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Iterator
@@ -63,9 +64,9 @@ def train(network: torch.nn.Module, loss, batch, recipe: Recipe, out: Path, data
         return fit(network, loss, batch, recipe, **files)
 
 
-def contents(*arrays: np.ndarray | torch.Tensor) -> str:
-    """A digest of training data, which may be a mapped file that is larger than the memory."""
-    hasher = hashlib.sha256()
+def contents(*arrays: np.ndarray | torch.Tensor, **made) -> str:
+    """A digest of training data, which may be a mapped file that is larger than the memory, and of what else makes the training what it is."""
+    hasher = hashlib.sha256(json.dumps(made, sort_keys=True).encode() if made else b"")
     for array in arrays:
         hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # no copy
     return hasher.hexdigest()[:16]
@@ -242,7 +243,7 @@ def _prior(rank: int, study: Study, recipe: Recipe, resolution: int, data: Path,
 
 
 def judge(study: Study, *, out: Path, data: Path | None = None, name: Literal["judge", "second_judge"] = "judge") -> None:
-    """The depth judge of dFID: trained on pictures that nothing else uses (data), or the pretrained network that the config names.
+    """The depth judge of dFID: trained on the pictures of `data.judge` (data), or the pretrained network that the config names.
 
     Of a pretrained one the file holds its name and the hashes of its weights. name: the section of the config that describes it.
     """
@@ -269,7 +270,7 @@ def judge(study: Study, *, out: Path, data: Path | None = None, name: Literal["j
         return images[rows], depth[rows]
 
     loss = augmented_depth_loss if section.get("augment") else depth_loss
-    train(network, loss, batch, recipe, out, contents(images, depth))
+    train(network, loss, batch, recipe, out, contents(images, depth, architecture=architecture, augment=section.get("augment")))
     save_module(network, {"architecture": architecture}, out)
     write_provenance(out, study, started)
     finished(out)

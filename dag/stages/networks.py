@@ -26,6 +26,8 @@ def faults(config: Mapping, pretrained: Mapping | None) -> Iterator[str]:
                 allowed = ", ".join([*_VARIED, *_VARIED_SECTIONS])
                 yield f"variants.{name} changes {key}, expected what heads and priors are trained by: {allowed} or a key of the last three"
     downstream = {"downstream": config["downstream"]}
+    if config["downstream"].get("whole") and "estimator" in config:
+        yield "downstream.whole is true where an estimator gives the pictures' depth, expected a dataset that has its own"
     if whole := config["downstream"].get("reference_whole"):
         downstream["downstream.reference_whole"] = whole
         if not config["downstream"].get("whole"):
@@ -51,6 +53,28 @@ def faults(config: Mapping, pretrained: Mapping | None) -> Iterator[str]:
         yield from _other(unet, pretrained)
     elif "architecture" not in unet and Path(unet["path"]).exists():
         yield f"unet.architecture is missing; unet.path {unet['path']} is no diffusers folder that tells it"
+
+
+def misfits(config: Mapping, unet: Mapping) -> Iterator[str]:
+    """Pictures that a network cannot halve as often as it does, or that are not those of the pretrained U-Net. unet: its architecture."""
+    size = config["domain"]["size"]
+    if unet.get("sample_size", size) != size:
+        yield f"domain.size is {size}, expected {unet['sample_size']}, the image size of unet.path {config['unet']['path']}"
+    networks = [("unet", unet, size)]
+    for name in ("judge", "second_judge", "downstream"):
+        if architecture := config.get(name, {}).get("architecture"):
+            networks.append((name, architecture, size))
+    if whole := config["downstream"].get("reference_whole"):
+        networks += [("downstream.reference_whole", whole["architecture"], side) for side in whole["shape"]]
+    networks += [("prior", config["prior"]["architecture"], side) for side in config["prior"]["resolutions"]]
+    for name, architecture, side in networks:
+        if "imagenet" in architecture:
+            enlarge = architecture.get("enlarge", 2)
+            stride, why = 32 // enlarge, f"ImageNet's encoder halves five times what is enlarged by {enlarge}"
+        else:
+            stride, why = 2 ** (len(architecture["block_out_channels"]) - 1), f"it has {architecture['block_out_channels']}"
+        if side % stride:
+            yield f"{name} works at {side} pixels, expected a multiple of {stride}: {why}"
 
 
 _DESCRIBED = ("architecture", "prediction_type", "training")

@@ -148,10 +148,13 @@ def _measurements(study: Study, c: Counted, uses: dict[str, int]) -> Iterator[Co
         yield Cost(stage.replace("_", ", "), 1, gflop * 1e9, f"{hours:,.1f} core-hours at {CORE_GFLOPS} GFLOP/s a core", "cores", mib * 2**20)
     section = study["downstream"]
     sources = 1 + len(section["sources"])  # the constant map trains nothing
-    yield _downstream("downstream", 1 + sources, section["training"], c.downstream, sources * section["seeds"], uses["test"])
+    # A whole test picture is two squares, and is looked at mirrored, too.
+    yield _downstream(
+        "downstream", 1 + sources, section["training"], c.downstream, sources * section["seeds"], uses["test"] * (4 if section.get("whole") else 1)
+    )
     if c.downstream_whole:
         recipe = section["reference_whole"]["training"]
-        yield _downstream("downstream, whole pictures", 1, recipe, c.downstream_whole, section["seeds"], uses["test"])
+        yield _downstream("downstream, whole pictures", 1, recipe, c.downstream_whole, section["seeds"], 2 * uses["test"])
 
 
 def _downstream(stage: str, jobs: int, recipe: dict, network: tuple[int, int, int], trainings: int, tested: int) -> Cost:

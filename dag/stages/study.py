@@ -16,7 +16,7 @@ import yaml
 from dag.data.domain import DOMAINS, check
 from dag.stages.artefacts import digest, writing
 from dag.stages.locks import ALONE, SHARED, locked
-from dag.stages.networks import faults, safetensors_size
+from dag.stages.networks import faults, misfits, safetensors_size
 from dag.stages.sheet import GUIDED, in_sweep, read_sheet
 from dag.stages.validation import StudyError, validate
 
@@ -139,12 +139,22 @@ class Study:
         """How the numbers of table 4 are measured, in words."""
         section, crop = self["downstream"], {"eigen": ", Eigen crop"}
         size = "whole pictures at their own size" if section.get("whole") else f"squares of {self['domain']['size']} pixels"
-        return f"{size}, depth below {self['depth']['far']:g} m{crop.get(section.get('crop'), '')}"
+        mirrored = ", each estimate the mean of those of a picture and its mirror image" if section.get("whole") else ""
+        return f"{size}, depth below {self['depth']['far']:g} m{crop.get(section.get('crop'), '')}{mirrored}"
 
     def labels_of(self, source: str) -> str:
         """Who labels the pictures of a source of table 4: "strong" or "judged"."""
         value = self["downstream"]["sources"].get(source)
         return value["labels"] if isinstance(value, dict) else self["downstream"]["labels"]
+
+    def downstream_keys(self, source: str) -> list[str]:
+        """Keys of the section `downstream`, dotted, that a source of table 4 depends on: what `section_hash` takes."""
+        section, own = self["downstream"], self["downstream"]["sources"]
+        apart = {"sources", "reference_whole", *([] if source in own else ["labels"])}
+        if source == "reference_whole":
+            apart |= {"architecture", "training"}
+            apart -= {"reference_whole"}
+        return [f"downstream.{key}" for key in sorted(section.keys() - apart)] + [f"downstream.sources.{source}"] * (source in own)
 
     def _guided(self) -> pd.Series:
         return (self.runs[list(GUIDED)] != 0).any(axis=1)
@@ -208,7 +218,8 @@ class Study:
             self._check_judge(name)
         for fault in faults(self.config, self._pretrained_architecture()):
             raise StudyError(f"{self.source}: {fault}")
-        self._check_sizes()
+        for fault in misfits(self.config, self.unet_architecture()):
+            raise StudyError(f"{self.source}: {fault}")
         blocks = decoder_block_count(self.unet_architecture())
         for head in ("strong", "weak"):
             wrong = [b for b in self["heads"][head] if not 0 <= b < blocks]
@@ -234,20 +245,6 @@ class Study:
             raise StudyError(f"{self.source}: {name}.{missing} is missing, expected architecture and training, or model")
         if "model" not in pretrained and pretrained:
             raise StudyError(f"{self.source}: {name}.{min(pretrained)} is set without {name}.model, expected no such key for a judge that is trained")
-
-    def _check_sizes(self) -> None:
-        """Refuse pictures that a network cannot halve as often as it does, or that are not the pretrained U-Net's."""
-        size, unet = self["domain"]["size"], self.unet_architecture()
-        if unet.get("sample_size", size) != size:
-            raise StudyError(f"{self.source}: domain.size is {size}, expected {unet['sample_size']}, the image size of unet.path {self['unet']['path']}")
-        networks = [("unet", unet, size)]
-        for name in ("judge", "second_judge", "downstream"):
-            if architecture := self.config.get(name, {}).get("architecture"):
-                networks.append((name, {"block_out_channels": ["ImageNet"] * 5} if "imagenet" in architecture else architecture, size))
-        networks += [("prior", self["prior"]["architecture"], side) for side in self["prior"]["resolutions"]]
-        for name, architecture, side in networks:
-            if side % (stride := 2 ** (len(architecture["block_out_channels"]) - 1)):
-                raise StudyError(f"{self.source}: {name} works at {side} pixels, expected a multiple of {stride}: it has {architecture['block_out_channels']}")
 
     def _check_shards(self) -> None:
         size, batch = self.compute["shard_size"], self["sampling"]["batch_size"]

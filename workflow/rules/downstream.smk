@@ -13,6 +13,10 @@ def downstream_labels(wildcards):
     return f"{RESULTS}/judged/{run}.npz" if run else []
 
 
+# Whole pictures are read from the dataset.
+downstream_stamp = domain_stamp if config["downstream"].get("whole") else stamp
+
+
 rule downstream:
     input:
         pictures=downstream_pictures,
@@ -34,6 +38,6 @@ rule downstream:
         command=dag("downstream"),
         pictures=lambda w, input: f"--pictures {input.pictures}" if input.pictures else "",
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
-        stamp=(domain_stamp if config["downstream"].get("whole") else stamp)("downstream", "downstream", "depth", "data.downstream"),
+        stamp=lambda w: downstream_stamp("downstream", *STUDY.downstream_keys(w.source), "depth", "data.downstream"),
     shell:
         "{params.command} --source {wildcards.source} {params.pictures} --test {input.test} {params.judged} --out {output} 2> {log}"

@@ -182,6 +182,7 @@ rule table_downstream:
         look=look("intervals", "table_format"),
         domain=config["domain"]["name"],
         protocol=STUDY.downstream_protocol(),
+        section=config["downstream"],
     script:
         "../scripts/table_downstream.py"
 

@@ -10,13 +10,14 @@ def places(readme: str, study: str) -> list[str]:
 
 
 def build(readme: str, place: str, table: str) -> str:
-    """The README with the first table of a markdown file and that file's last paragraph, the protocol.
+    """The README with the first table of a markdown file, the table's own title where it has one, and the file's last paragraph, the protocol.
 
     place: "study/table".
     Raises ValueError where the README has no such place.
     """
     blocks = table.strip().split("\n\n")
-    rows = next(block for block in blocks if block.startswith("|"))
+    first = next(i for i, block in enumerate(blocks) if block.startswith("|"))
+    rows = "\n\n".join(blocks[max(first, 1) - 1 : first + 1] if not blocks[max(first, 1) - 1].startswith("**") else blocks[first : first + 1])
     marks = rf"(<!-- {re.escape(place)}: .*? -->\n).*?(<!-- /{re.escape(place)} -->)"
     text, count = re.subn(marks, lambda found: f"{found[1]}\n{rows}\n\n{blocks[-1]}\n\n{found[2]}", readme, flags=re.S)
     if count != 1:
@@ -31,5 +32,7 @@ if job := globals().get("snakemake"):  # set by the rule's `script:`
         raise ValueError(f"{path}: no place for a table of the study {job.params.study!r}, expected <!-- {job.params.study}/<table>: ... -->")
     for name in tables:
         measured = Path(job.params.tables) / f"{name}.md"
+        if str(measured) not in job.input:
+            raise ValueError(f"{path}: a place for {job.params.study}/{name}, expected one of the study's tables: {measured} is none")
         text = build(text, f"{job.params.study}/{name}", measured.read_text(encoding="utf-8"))
     path.write_text(text, encoding="utf-8")

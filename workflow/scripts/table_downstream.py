@@ -12,10 +12,11 @@ _NYU = "Published, by networks trained on other pictures and many more of them: 
 _OTHER = "Published, for context only: NYU-Depth v2, unverified; not comparable with the numbers above."
 
 
-def build(errors: pd.DataFrame, published: pd.DataFrame, domain: str = "rooms", protocol: str = "") -> Table:
+def build(errors: pd.DataFrame, published: pd.DataFrame, domain: str = "rooms", protocol: str = "", section: dict | None = None) -> Table:
     """errors: the rows of all metrics/downstream/*.csv, one per training seed, test image and alignment. published: config/published.tsv.
 
-    domain: of the test images. protocol: how they are measured, for the footnote.
+    domain: of the test images. protocol: how they are measured, for the footnote. section: `downstream` of the config, which says how
+    `reference_whole` was trained.
     """
     rows = []
     for (source, alignment), group in errors.groupby(["source", "alignment"], sort=False):
@@ -27,7 +28,7 @@ def build(errors: pd.DataFrame, published: pd.DataFrame, domain: str = "rooms", 
     columns = [Column("trained on", "source"), Column("images", "n_train"), Column("trainings", "trainings")]
     columns += [Column(title, name, interval=True, digits=3) for name, title in READERS.items()]
     blocks = [Block(_ALIGNMENTS.get(how, how), rows, columns) for how, rows in frame.groupby("alignment", sort=False)]
-    told = {"reference_whole": " reference_whole: whole photographs, with more of their pixels than samples have, and more steps of training."}
+    told = {"reference_whole": _whole(section)} if section and "reference_whole" in section else {}
     told |= {"constant_disparity": " constant_disparity: the mean training disparity map.", "flat": " flat: the image's own median depth everywhere."}
     return Table(
         frame,
@@ -40,6 +41,12 @@ def build(errors: pd.DataFrame, published: pd.DataFrame, domain: str = "rooms", 
     )
 
 
+def _whole(section: dict) -> str:
+    (height, width), own, others = section["reference_whole"]["shape"], section["reference_whole"]["training"], section["training"]
+    steps = f"{own['steps']:,} steps of training instead of {others['steps']:,}"
+    return f" reference_whole: whole photographs, at {height} x {width} pixels, with a training of their own ({steps})."
+
+
 if job := globals().get("snakemake"):  # set by the rule's `script:`
     errors = pd.concat([pd.read_csv(path) for path in job.input.errors])
-    build(errors, pd.read_csv(job.input.published, sep="\t", dtype=str), job.params.domain, job.params.protocol).write(**job.output)
+    build(errors, pd.read_csv(job.input.published, sep="\t", dtype=str), job.params.domain, job.params.protocol, job.params.section).write(**job.output)
