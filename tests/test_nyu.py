@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import checkout, snakemake
 from PIL import Image
 from scipy.io import savemat
 
@@ -263,6 +264,17 @@ def test_a_source_of_table_4_depends_on_its_own_keys(folder, monkeypatch):
     ):
         now = stamps(**changes)
         assert {source for source in plain if now[source] != plain[source]} == expected
+
+
+def test_the_workflow_takes_whole_reference_pictures_from_the_dataset(nyu_root, tmp_path):
+    (checkout(tmp_path) / "models").symlink_to(ROOT / "models")
+    target = "results/nyu/metrics/downstream/reference_whole.csv"
+    plan = snakemake(tmp_path, "-n", "-p", target, config="config/nyu.yaml")
+    assert plan.returncode == 0, plan.stderr[-2000:]
+    (command,) = (line for line in (plan.stdout + plan.stderr).splitlines() if "dag downstream" in line)
+    assert "--source reference_whole" in command
+    assert f"--out {target}" in command
+    assert "--pictures" not in command
 
 
 def test_networks_of_another_architecture_start_again(folder, monkeypatch, tmp_path):

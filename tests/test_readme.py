@@ -38,3 +38,13 @@ def test_the_example_imports_what_exists():
     for node in imports:
         module = importlib.import_module(node.module)
         assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_a_table_of_several_blocks_is_shown_with_the_title_of_its_first(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow" / "scripts"))
+    import readme
+
+    place = "<!-- a/t: by rule -->\nold\n<!-- /a/t -->"
+    for title, expected in (("", "| 1 |"), ("In metres\n\n", "In metres\n\n| 1 |")):
+        text = readme.build(f"Text\n{place}\nmore", "a/t", f"**Table**\n\n{title}| 1 |\n\nOther\n\n| 2 |\n\nProtocol.\n")
+        assert text == f"Text\n<!-- a/t: by rule -->\n\n{expected}\n\nProtocol.\n\n<!-- /a/t -->\nmore"
