@@ -30,6 +30,8 @@ rule downstream:
         f"{RESULTS}/benchmarks/downstream/{{source}}.tsv"
     wildcard_constraints:
         source="|".join(STUDY.sources),
+    # Its jobs are long: started last, they would leave the other cores idle.
+    priority: 1
     threads: 1
     resources:
         **asked(STUDY, "downstream"),
