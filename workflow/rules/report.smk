@@ -488,7 +488,6 @@ rule readme:
     params:
         readme="README.md",
         study=config["study"],
-        tables=f"{RESULTS}/tables",
     script:
         "../scripts/readme.py"
 

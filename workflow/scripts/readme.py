@@ -30,9 +30,9 @@ if job := globals().get("snakemake"):  # set by the rule's `script:`
     text = path.read_text(encoding="utf-8")
     if not (tables := places(text, job.params.study)):
         raise ValueError(f"{path}: no place for a table of the study {job.params.study!r}, expected <!-- {job.params.study}/<table>: ... -->")
+    measured = {Path(table).stem: Path(table) for table in job.input}
     for name in tables:
-        measured = Path(job.params.tables) / f"{name}.md"
-        if str(measured) not in job.input:
-            raise ValueError(f"{path}: a place for {job.params.study}/{name}, expected one of the study's tables: {measured} is none")
-        text = build(text, f"{job.params.study}/{name}", measured.read_text(encoding="utf-8"))
+        if name not in measured:
+            raise ValueError(f"{path}: a place for {job.params.study}/{name}, expected one of the study's tables: {', '.join(measured)}")
+        text = build(text, f"{job.params.study}/{name}", measured[name].read_text(encoding="utf-8"))
     path.write_text(text, encoding="utf-8")
