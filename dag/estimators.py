@@ -43,8 +43,8 @@ class ImageNetDepth(nn.Module):
 
     The encoder's first convolution halves the image, so a small one is enlarged first; each level of the decoder joins the encoder's features
     of its resolution. width: channels of the finest level, which double up to eight times as many. enlarge: the factor by which the image is enlarged;
-    with 1 the network works at half its resolution, and the depth is enlarged instead. Sides are multiples of 32 / enlarge. frozen: with 1 or more
-    the encoder's stem and its first `frozen` - 1 blocks keep their weights and statistics, as detectors' first stages do (Detectron's FREEZE_AT).
+    with 1 the network works at half its resolution, and the depth is enlarged instead. Sides are multiples of 32 / enlarge. frozen: how many
+    leading parts of the encoder, its stem and then one block each, keep their weights and statistics, as detectors' do (Detectron's FREEZE_AT).
     Raises FileNotFoundError where the ImageNet weights are missing.
     """
 
@@ -98,7 +98,7 @@ def _convolution(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
 def depth_network(architecture: dict, size: Size) -> nn.Module:
     """A depth network for images of that size. architecture: {"imagenet": width} with ImageNetDepth's other arguments, else UNet2DModel's."""
     if "imagenet" in architecture:
-        return ImageNetDepth(architecture["imagenet"], architecture.get("enlarge", 2), architecture.get("frozen", 0))
+        return ImageNetDepth(architecture["imagenet"], **{key: architecture[key] for key in ("enlarge", "frozen") if key in architecture})
     return DepthUNet({"sample_size": size, **architecture})
 
 

@@ -75,6 +75,7 @@ OWN_WORDS = {
     ("convert", "out"): "folder to write",
     ("convert", "source"): "a guided-diffusion .pt, a diffusers folder or hub name, or a .safetensors of this project",
     ("downstream", "judged"): "described pictures whose depth labels them (.npz); without it they carry their own",
+    ("downstream", "pictures"): "samples of a run, or pictures of `dag prepare` (.npz); not for reference_whole, which reads the dataset",
     ("judge", "name"): "the config's section that describes it",
     ("sample", "run"): "rows of the run sheet; --heads, --prior and --out have one of each for a run",
     ("label", "pictures"): "pictures without depth, of `dag prepare` (.npz)",

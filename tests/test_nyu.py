@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
+import warnings
 from pathlib import Path
 
 import h5py
@@ -281,10 +281,12 @@ def test_networks_of_another_architecture_start_again(folder, monkeypatch, tmp_p
     """Of the same shapes, as `enlarge` changes none; the state of a training that was cut is not gone on from."""
     whole = {"shape": [64, 96], "training": {"steps": 2, "batch_size": 2}, "architecture": {"imagenet": 4, "enlarge": 1}}
     images, depth = torch.zeros(2, 3, 64, 96), torch.zeros(2, 1, 64, 96)
-    for changes in ({}, {"enlarge": 2}, {"frozen": 2}):
+    for changes in ({}, {}, {"enlarge": 2}, {"frozen": 2}):
         made = study(folder, monkeypatch, reference_whole={**whole, "architecture": whole["architecture"] | changes})
-        with pytest.warns(UserWarning, match="starting again") if changes else contextlib.nullcontext():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             _train(made, "reference_whole", images, depth, 0, tmp_path / "whole.csv")
+        assert any("starting again" in str(warning.message) for warning in caught) == bool(changes)
 
 
 def test_a_source_of_pictures_needs_them(folder, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 # UNet2DModel's own, where a config does not say it.
 _GROUPS = 32
+_DESCRIBED = ("architecture", "prediction_type", "training")  # what a config says of a U-Net that the study trains
 _TRAINED = ("unet", "heads", "prior", "judge", "second_judge", "downstream")
 _STAGES = (16, 24, 40, 80, 112, 192, 320, 1280)
 _DINOV2 = "facebook/dinov2-base"
@@ -75,9 +76,6 @@ def misfits(config: Mapping, unet: Mapping) -> Iterator[str]:
             stride, why = 2 ** (len(architecture["block_out_channels"]) - 1), f"it has {architecture['block_out_channels']}"
         if side % stride:
             yield f"{name} works at {side} pixels, expected a multiple of {stride}: {why}"
-
-
-_DESCRIBED = ("architecture", "prediction_type", "training")
 
 
 def _extractor(section: Mapping) -> Iterator[str]:

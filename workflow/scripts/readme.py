@@ -10,14 +10,14 @@ def places(readme: str, study: str) -> list[str]:
 
 
 def build(readme: str, place: str, table: str) -> str:
-    """The README with the first table of a markdown file, the table's own title where it has one, and the file's last paragraph, the protocol.
+    """The README with what a markdown file has between its caption and the end of its first table, and its last paragraph, the protocol.
 
     place: "study/table".
     Raises ValueError where the README has no such place.
     """
     blocks = table.strip().split("\n\n")
     first = next(i for i, block in enumerate(blocks) if block.startswith("|"))
-    rows = "\n\n".join(blocks[max(first, 1) - 1 : first + 1] if not blocks[max(first, 1) - 1].startswith("**") else blocks[first : first + 1])
+    rows = "\n\n".join(blocks[1 : first + 1])
     marks = rf"(<!-- {re.escape(place)}: .*? -->\n).*?(<!-- /{re.escape(place)} -->)"
     text, count = re.subn(marks, lambda found: f"{found[1]}\n{rows}\n\n{blocks[-1]}\n\n{found[2]}", readme, flags=re.S)
     if count != 1:
