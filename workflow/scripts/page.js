@@ -373,6 +373,10 @@ $("theme").addEventListener("click", (event) => {
 });
 
 setUpGallery();
-showTile().then(() => performance.mark("first-figure"));
-// The viewers further down come after the first picture.
-requestAnimationFrame(() => setTimeout(() => { setUpSweep(); setUpTrajectory(); document.body.dataset.ready = "yes"; }));
+// The viewers further down come after the first picture has been painted.
+showTile().then(() => performance.mark("first-figure")).finally(() => requestAnimationFrame(() => setTimeout(() => {
+  performance.mark("viewers");
+  setUpSweep();
+  setUpTrajectory();
+  document.body.dataset.ready = "yes";
+})));
