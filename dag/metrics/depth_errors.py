@@ -5,7 +5,7 @@ Depth is in metres along the optical axis. The numbers are those of Eigen et al.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,13 +39,17 @@ def depth_errors(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray | None = No
     max(pred / gt, gt / pred) < 1.25^i. Raises ValueError on unequal shapes, no valid pixel, or a valid pixel of either map
     that is NaN, infinite or not positive.
     """
-    p, g = _masked(pred, gt, valid)
+    return _errors(*_masked(pred, gt, valid))
+
+
+def _errors(p: np.ndarray, g: np.ndarray) -> dict[str, float]:
+    """The nine errors of the vectors that `_masked` gives."""
     if not (np.isfinite(p).all() and (p > 0).all()):
         raise ValueError(f"depth errors: pred reaches from {p.min():.6g} to {p.max():.6g} m, expected finite and above 0; clip it first")
-    difference, log_difference = p - g, np.log(p) - np.log(g)
-    ratio = np.maximum(p / g, g / p)
+    quotient, difference = p / g, p - g
+    log_difference, ratio = np.log(quotient), np.maximum(quotient, 1 / quotient)
     return {
-        "abs_rel": float(np.mean(np.abs(difference) / g)),
+        "abs_rel": float(np.mean(np.abs(quotient - 1))),
         "sq_rel": float(np.mean(difference**2 / g)),
         "rmse": float(np.mean(difference**2) ** 0.5),
         "rmse_log": float(np.mean(log_difference**2) ** 0.5),
@@ -73,26 +77,32 @@ def align(pred: np.ndarray, gt: np.ndarray, valid: np.ndarray | None, how: str) 
     All are fitted on valid pixels. Raises ValueError on an unknown `how`, unequal shapes, no valid pixel, NaN, or a pred that is
     not positive where it is divided by.
     """
+    return _alignment(*_masked(pred, gt, valid), how)(np.asarray(pred, np.float64))
+
+
+def _alignment(p: np.ndarray, g: np.ndarray, how: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What `align` does to depths, fitted on the vectors that `_masked` gives."""
     if how not in ALIGNMENTS:
         raise ValueError(f"alignment is {how!r}, expected one of {', '.join(ALIGNMENTS)}")
-    p, g = _masked(pred, gt, valid)
-    pred = np.asarray(pred, np.float64)
     if how == "none":
-        return pred
+        return lambda depth: depth
     if how == "median":
-        if np.median(p) <= 0:
-            raise ValueError(f"alignment median: the median of pred is {np.median(p):.6g} m, expected above 0")
-        return pred * (np.median(g) / np.median(p))
+        if (median := np.median(p)) <= 0:
+            raise ValueError(f"alignment median: the median of pred is {median:.6g} m, expected above 0")
+        ratio = np.median(g) / median
+        return lambda depth: depth * ratio
     if how == "scale_shift":
         scale, shift = _least_squares(p, g)
-        return scale * pred + shift
+        return lambda depth: scale * depth + shift
     if p.min() <= 0:
         raise ValueError(f"alignment scale_shift_disparity: pred falls to {p.min():.6g} m, expected above 0 at every valid pixel")
     scale, shift = _least_squares(1 / p, 1 / g)
-    disparity = np.zeros_like(pred)
-    np.divide(scale, pred, out=disparity, where=pred > 0)
-    disparity += shift
-    return np.divide(1.0, disparity, out=np.full_like(pred, np.inf), where=disparity > 0)
+
+    def of_disparity(depth: np.ndarray) -> np.ndarray:
+        disparity = np.divide(scale, depth, out=np.zeros_like(depth), where=depth > 0) + shift
+        return np.divide(1.0, disparity, out=np.full_like(depth, np.inf), where=disparity > 0)
+
+    return of_disparity
 
 
 @dataclass(frozen=True)
@@ -159,12 +169,11 @@ class DepthProtocol:
         records = []
         for i in range(len(gt)):
             try:
-                mask = self.mask(gt[i], None if valid is None else valid[i])
-                aligned = np.clip(align(pred[i], gt[i], mask, self.alignment), self.min_depth, self.max_depth)
-                errors = depth_errors(aligned, gt[i], mask)
+                p, g = _masked(pred[i], gt[i], self.mask(gt[i], None if valid is None else valid[i]))
+                errors = _errors(np.clip(_alignment(p, g, self.alignment)(p), self.min_depth, self.max_depth), g)
             except ValueError as error:
                 raise ValueError(f"image {i}: {error}") from None
-            records.append({"image": i, "alignment": self.alignment, **errors, "pixels": int(mask.sum())})
+            records.append({"image": i, "alignment": self.alignment, **errors, "pixels": p.size})
         return records
 
 

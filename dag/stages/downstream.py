@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,17 @@ def downstream(study: Study, *, source: str, test: Path, out: Path, pictures: Pa
     else:
         images = read(pictures, "images", only=True)["images"][:most].copy()
         labels = (read(judged, kind, only=True)[kind] if judged else read(pictures, "depth", only=True)["depth"])[:most].copy()
-    rows = []
     if source == "constant":
         rows = _constant_whole(study) if section.get("whole") else _constant(study, labels, test)
-    size = images.shape[1:3] if source == "reference_whole" else images.shape[1]
-    for seed in range(section["seeds"] if source != "constant" else 0):
-        network = _train(study, source, to_tensor(images), code.encode(torch.from_numpy(labels))[:, None], seed, out)
+    else:
+        pairs = to_tensor(images), code.encode(torch.from_numpy(labels))[:, None]
+        networks = [_train(study, source, *pairs, seed, out) for seed in range(section["seeds"])]
         if section.get("whole"):
-            errors = _whole(study, lambda chunk: estimate_whole(network, chunk, code, size), ALL_ALIGNMENTS)  # noqa: B023 used at once
+            size = images.shape[1:3] if source == "reference_whole" else images.shape[1]
+            errors = _whole(study, [partial(estimate_whole, network, coding=code, size=size) for network in networks], ALL_ALIGNMENTS)
         else:
-            errors = _squares(study, lambda chunk: estimate(network, chunk, code), test)  # noqa: B023
-        rows += [{"source": source, "seed": seed, "n_train": len(images), **record} for record in errors]
+            errors = [_squares(study, partial(estimate, network, coding=code), test) for network in networks]
+        rows = [{"source": source, "seed": seed, "n_train": len(images), **record} for seed, records in enumerate(errors) for record in records]
     columns = ["source", "seed", "image", "alignment", "n_train"]
     frame = pd.DataFrame(rows)
     write_csv(frame[columns + [c for c in frame if c not in columns]], out)
@@ -78,23 +79,29 @@ def _squares(study: Study, predict: Callable[[np.ndarray], np.ndarray], test: Pa
         yield from ({**record, "image": int(image)} for image, record in zip(truth["ids"], records, strict=True))
 
 
+def _same(prediction: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """A prediction (h, w) that looks at no picture, for each of some images."""
+    return np.broadcast_to(prediction, (len(images), *prediction.shape))
+
+
 def _constant(study: Study, labels: np.ndarray, test: Path) -> list[dict]:
-    mean = labels.mean(0)
-    errors = _squares(study, lambda images: np.broadcast_to(mean, (len(images), *mean.shape)), test)
+    errors = _squares(study, partial(_same, labels.mean(0)), test)
     return [{"source": "constant", "seed": 0, "n_train": len(labels), **record} for record in errors]
 
 
-def _whole(study: Study, predict: Callable[[np.ndarray], np.ndarray], alignments: tuple[str, ...]) -> Iterator[dict]:
-    """Errors on the dataset's test pictures at their own size; predict maps images (n, h, w, 3), without what `part` leaves out, to metres."""
-    source, index = pictures_of(study, "test")
+def _whole(study: Study, predictors: Sequence[Callable[[np.ndarray], np.ndarray]], alignments: tuple[str, ...]) -> list[list[dict]]:
+    """Each predictor's errors on the dataset's test pictures at their own size; it maps images (n, h, w, 3), without what `part` leaves out, to metres."""
+    (source, index), errors = pictures_of(study, "test"), [[] for _ in predictors]
     for chunk in (index[i : i + _CHUNK].tolist() for i in range(0, len(index), _CHUNK)):
-        estimates = predict(np.stack([source.image(i)[source.part] for i in chunk]))
-        truth = np.stack([source.depth(i) for i in chunk])
+        images, truth = np.stack([source.image(i)[source.part] for i in chunk]), np.stack([source.depth(i) for i in chunk])
         maps, valid = np.ones_like(truth), np.zeros(truth.shape, bool)
-        maps[:, *source.part], valid[:, *source.part] = estimates, truth[:, *source.part] > 0
-        for alignment in alignments:
-            records = _protocol(study, alignment).evaluate(maps, truth, valid)
-            yield from ({**record, "image": source.id(i)} for i, record in zip(chunk, records, strict=True))
+        valid[:, *source.part] = truth[:, *source.part] > 0
+        for predict, records in zip(predictors, errors, strict=True):
+            maps[:, *source.part] = predict(images)
+            for alignment in alignments:
+                found = _protocol(study, alignment).evaluate(maps, truth, valid)
+                records += [{**record, "image": source.id(i)} for i, record in zip(chunk, found, strict=True)]
+    return errors
 
 
 def _constant_whole(study: Study) -> list[dict]:
@@ -110,7 +117,7 @@ def _constant_whole(study: Study) -> list[dict]:
         ("constant_disparity", 1 / disparity, ("scale_shift_disparity",), len(index)),
         ("flat", np.ones_like(mean), ("median",), 0),  # aligned by its median, it is the image's own median everywhere
     ):
-        errors = _whole(study, lambda images: np.broadcast_to(prediction, (len(images), *prediction.shape)), alignments)  # noqa: B023 used at once
+        (errors,) = _whole(study, [partial(_same, prediction)], alignments)
         rows += [{"source": name, "seed": 0, "n_train": n, **record} for record in errors]
     return rows
 
