@@ -12,6 +12,11 @@ def here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def name() -> str:
+    """What this process computes on, for people: the GPU's name, or "the CPU"."""
+    return torch.cuda.get_device_name() if here().type == "cuda" else "the CPU"
+
+
 def multiply_in_tf32() -> None:
     """From now on this process computes products of float32 matrices in TF32 on a GPU, as PyTorch computes convolutions. For processes of our own."""
     if here().type == "cuda":

@@ -51,7 +51,7 @@ class NaiveHead(nn.Module):
     def forward(self, features: dict[int, Tensor], t: Tensor, size: int) -> Tensor:
         upsampled = [F.interpolate(features[k], size=(size, size), mode="bilinear", align_corners=False) for k in self.blocks]
         h = self.first(torch.cat(upsampled, 1).movedim(1, -1))
-        index = torch.arange(self.head.time_width // 2, dtype=torch.float64)
+        index = torch.arange(self.head.time_width // 2, dtype=torch.float64, device=t.device)
         angle = t[:, None].double() / 10_000 ** (2 * index / self.head.time_width)
         embedding = torch.cat([angle.sin(), angle.cos()], 1).to(h)
         for number, layer in enumerate(self.head.layers):
@@ -70,7 +70,7 @@ class NaiveHead(nn.Module):
 def naive_eps(unet, diffusion: Diffusion, prediction_type: str, x: Tensor, t: Tensor) -> Tensor:
     """eps with its graph, from diffusers' own forward pass and the formulas of the three prediction types."""
     output = unet(x, t).sample[:, : x.shape[1]]
-    abar = torch.as_tensor(diffusion.alphas_cumprod)[t].to(x)[:, None, None, None]
+    abar = torch.as_tensor(diffusion.alphas_cumprod)[t.cpu()].to(x)[:, None, None, None]
     if prediction_type == "sample":
         return (x - abar**0.5 * output) / (1 - abar) ** 0.5
     return abar**0.5 * output + (1 - abar) ** 0.5 * x if prediction_type == "v_prediction" else output
@@ -121,5 +121,5 @@ class NaiveGuidance:
         low, high = self.tau
         tau = rng.randint("prior", low, high + 1) if low < high else torch.full_like(t, low)
         eta_noise = rng.randn("prior", small.shape[1:]).to(small)
-        abar = torch.as_tensor(self.diffusion.alphas_cumprod)[tau].to(small)[:, None, None, None]
+        abar = torch.as_tensor(self.diffusion.alphas_cumprod)[tau.cpu()].to(small)[:, None, None, None]
         return self.reduce((eta_noise - self.prior(abar**0.5 * small + (1 - abar) ** 0.5 * eta_noise, tau)) ** 2, (1, 2, 3))

@@ -12,7 +12,7 @@ import numpy as np
 
 SUPERSAMPLING = 2  # rays per pixel and axis; the pixel is their mean
 _DRAWS = 256  # uniform numbers behind one scene; each has one fixed use
-_CHUNK = 8  # scenes traced together: the working arrays of eight stay in the second-level cache
+_CHUNK = 8 * 32**2  # pixels traced together: their working arrays stay in the second-level cache
 
 
 class Uniform:
@@ -75,7 +75,11 @@ def slabs(centre: np.ndarray, half: np.ndarray, inverse: list[np.ndarray], reach
 def pixels(values: np.ndarray, size: int) -> np.ndarray:
     """Means (b, size, size, c) over the rays of a pixel of values (b, n, c)."""
     b, s = len(values), SUPERSAMPLING
-    return values.reshape(b, size, s, size, s, -1).mean((2, 4))
+    parts = values.reshape(b, size, s, size, s, -1)
+    if parts.shape[-1] == 1:
+        return parts.mean((2, 4))
+    # What mean() gives for several channels, to the last bit, several times faster.
+    return sum(parts[:, :, i, :, j] for i in range(s) for j in range(s)) / np.float32(s * s)
 
 
 def normals(values: np.ndarray, size: int) -> np.ndarray:
@@ -94,5 +98,6 @@ def in_chunks(draw: Callable[[Sequence[int], int], tuple[np.ndarray, ...]], seed
     """draw(seeds, size) of a few scenes at a time, put together. Raises ValueError on a size below 1."""
     if size < 1:
         raise ValueError(f"render: size is {size}, expected a positive number of pixels")
-    parts = [draw(seeds[i : i + _CHUNK], size) for i in range(0, len(seeds), _CHUNK)]
+    count = max(1, _CHUNK // size**2)
+    parts = [draw(seeds[i : i + count], size) for i in range(0, len(seeds), count)]
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))

@@ -260,16 +260,16 @@ def _material(scene: Scenes, point: list[np.ndarray], axis: np.ndarray, box: np.
 def _paint(colour, glow, wall, along, height, patch) -> None:
     """Paint one rectangle per scene on its wall, in place: a pale frame around the patch's own colour."""
     u0, u1, v0, v1 = (patch["extent"][:, i, None] for i in range(4))
-    inside = (wall == patch["wall"][:, None]) & (along > u0) & (along < u1) & (height > v0) & (height < v1)
-    if not inside.any():
+    scene, ray = np.nonzero((wall == patch["wall"][:, None]) & (along > u0) & (along < u1) & (height > v0) & (height < v1))
+    if not len(scene):
         return
-    edge = np.minimum(np.minimum(along - u0, u1 - along), np.minimum(height - v0, v1 - height))
-    cross = np.where(patch["glow"][:, None] > 0, np.abs(along - (u0 + u1) / 2), np.inf)  # windows have a mullion
-    frame = inside & (np.minimum(edge, cross) < patch["frame"][:, None])
-    pane = inside & ~frame
-    colour[pane] = patch["colour"][np.nonzero(pane)[0]]
-    glow[pane] = patch["glow"][np.nonzero(pane)[0]]
-    colour[frame] = 0.82
+    u0, u1, v0, v1 = patch["extent"][scene].T
+    u, v = along[scene, ray], height[scene, ray]
+    edge = np.minimum(np.minimum(u - u0, u1 - u), np.minimum(v - v0, v1 - v))
+    cross = np.where(patch["glow"][scene] > 0, np.abs(u - (u0 + u1) / 2), np.inf)  # windows have a mullion
+    frame = np.minimum(edge, cross) < patch["frame"][scene]
+    colour[scene, ray] = np.where(frame[:, None], 0.82, patch["colour"][scene])
+    glow[scene, ray] = np.where(frame, glow[scene, ray], patch["glow"][scene])
 
 
 def _lambert(scene: Scenes, point: list[np.ndarray], axis: np.ndarray, sign: np.ndarray) -> np.ndarray:

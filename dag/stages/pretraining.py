@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dag import accelerator
 from dag.accelerator import here
 from dag.data.images import to_tensor
 from dag.data.squares import RandomSquares
@@ -142,7 +143,7 @@ def write_model_card(study: Study, recipe: Recipe, out: Path, log: Path, steps: 
         "architecture": "UNet2DModel: " + ", ".join(f"{key} {value}" for key, value in unet["architecture"].items()),
         "prediction type": f"{unet['prediction_type']}; T = 1000, linear betas 1e-4..0.02",
         "training": f"{progress} of {recipe.batch_size}, AdamW, learning rate {recipe.learning_rate:g} with warm-up over {recipe.warmup} steps and "
-        f"cosine decay, EMA {recipe.ema}, {recipe.precision}, seed {recipe.seed}, {recipe.processes} processes",
+        f"cosine decay, EMA {recipe.ema}, {recipe.precision}, seed {recipe.seed}, {recipe.processes} processes on {accelerator.name()}",
         "loss": f"{curve.loss.iloc[0]:.4f} at step {curve.step.iloc[0]}, {tail:.4f} in the last ten lines of `training.csv`, the loss curve",
         "weights": f"fp16 safetensors, SHA-256 `{sha256(weights)}`",
         "made by": command,
