@@ -11,23 +11,25 @@ import math
 import os
 import pickle
 import shutil
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dag.accelerator import on
 from dag.diffusion import Diffusion
-from dag.interruption import Interrupted, noticing
+from dag.interruption import SIGNALS, Interrupted, noticing
 from dag.processes import Alone, team
 
 if TYPE_CHECKING:
@@ -104,11 +106,21 @@ class OtherState(ValueError):
 
 
 def fit(
-    model: nn.Module, loss: Loss, batch: Callable[[int], object], recipe: Recipe, *, state: Path, log: Path, name: str = "training", data: str = ""
+    model: nn.Module,
+    loss: Loss,
+    batch: Callable[[int], object],
+    recipe: Recipe,
+    *,
+    state: Path,
+    log: Path,
+    name: str = "training",
+    data: str = "",
+    workers: int = 0,
 ) -> nn.Module:
     """Train `model` and return it with its averaged weights, in eval mode.
 
-    batch(step) returns the data of a step (this process's share of it); it runs in a background thread, one step ahead.
+    batch(step) returns the data of a step (this process's share of it); it runs in a background thread, one step ahead, or further ahead in so many
+    `workers`, processes of their own.
     loss(model, data, generator) returns a scalar, the mean over that share, or over a part of it. state: file for exact resume, written aside
     and renamed every `recipe.save_every` steps; it is removed by the caller once the result is safe. While training goes on, the
     state before lies beside it as `<state>.previous`, and takes over from one that is torn. log: JSONL, one line per logged step.
@@ -128,11 +140,9 @@ def fit(
     first, history = _resume(state, recipe, data, model, ema, optimiser)
     network = shared.prepare_model(model)
     bar = tqdm(total=recipe.steps, initial=first, desc=name, unit="step", disable=rank > 0 or not sys.stderr.isatty(), mininterval=1)
-    with ThreadPoolExecutor(1) as pool, noticing() as asked_to_stop:
-        ahead = pool.submit(batch, first) if first < recipe.steps else None
-        for step in range(first, recipe.steps):
-            share = on(device, ahead.result())
-            ahead = pool.submit(batch, step + 1) if step + 1 < recipe.steps else None
+    with noticing() as asked_to_stop, closing(_ahead(batch, range(first, recipe.steps), workers)) as batches:
+        for step, share in enumerate(batches, first):
+            share = on(device, share)
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step)
             mean = _add_gradient(network, loss, share, generator(recipe.seed, step, rank), recipe, shared)
@@ -160,6 +170,36 @@ def fit(
     bar.close()
     model.load_state_dict(ema.weights)
     return model.eval()
+
+
+class _Batches(Dataset):
+    def __init__(self, batch: Callable[[int], object]):
+        self.batch = batch
+
+    def __getitem__(self, step: int) -> object:
+        return self.batch(step)
+
+
+def _ahead(batch: Callable[[int], object], steps: range, workers: int) -> Iterator:
+    """batch(step) for every step, in order, made while earlier steps are computed."""
+    if workers:
+        # A generator of its own: the loader's seed is none of the training's random numbers.
+        options = {"num_workers": workers, "worker_init_fn": _leave_signals, "generator": torch.Generator()}
+        yield from DataLoader(_Batches(batch), batch_size=None, sampler=steps, **options)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batch, steps[0]) if steps else None
+        for step in steps:
+            share = coming.result()
+            if step + 1 in steps:
+                coming = pool.submit(batch, step + 1)
+            yield share
+
+
+def _leave_signals(worker: int) -> None:
+    """A worker lives until its training has noticed that it was asked to stop."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _add_gradient(network: nn.Module, loss: Loss, share: object, numbers: torch.Generator, recipe: Recipe, shared: Accelerator | Alone) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import warnings
@@ -35,8 +36,9 @@ def loss(model: nn.Module, data: torch.Tensor, numbers: torch.Generator) -> torc
     return (model(data + noise).float() - noise).square().mean()
 
 
-def train(folder: Path, recipe: Recipe = RECIPE, *, data=batch, objective=loss, model: nn.Module | None = None) -> nn.Module:
-    return fit(model or make_model(), objective, data, recipe, state=folder / "net.state.pt", log=folder / "net.log.jsonl", name="net")
+def train(folder: Path, recipe: Recipe = RECIPE, *, data=batch, objective=loss, model: nn.Module | None = None, workers: int = 0) -> nn.Module:
+    files = {"state": folder / "net.state.pt", "log": folder / "net.log.jsonl", "name": "net"}
+    return fit(model or make_model(), objective, data, recipe, **files, workers=workers)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -296,6 +298,21 @@ def test_a_signal_saves_the_step_under_way_and_ends_the_training(tmp_path, whole
     train(undisturbed)
     logs = [[{**json.loads(line), "time": 0} for line in (folder / "net.log.jsonl").read_text().splitlines()] for folder in (tmp_path, undisturbed)]
     assert logs[0] == logs[1]
+
+
+def test_workers_make_the_same_batches_and_outlive_a_signal_to_all(tmp_path, whole):
+    def signalled(model, data, numbers):
+        if float(data[0, 0, 0, 0]) == float(batch(5)[0, 0, 0, 0]):
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            for pid in (*(worker.pid for worker in workers), os.getpid()):
+                os.kill(pid, signal.SIGTERM)
+        return loss(model, data, numbers)
+
+    with pytest.raises(Interrupted, match="net saved its state after step 6 of 12"):
+        train(tmp_path, objective=signalled, workers=2)
+    assert not multiprocessing.active_children()
+    assert same(train(tmp_path, workers=2), whole)
 
 
 def test_a_state_that_cannot_be_written_is_one_clear_error(tmp_path, monkeypatch):

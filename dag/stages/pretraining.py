@@ -41,7 +41,9 @@ def pretrain(study: Study, *, out: Path, images: int | None = None) -> None:
     if study.drawn and needed > available:
         raise ValueError(f"unet.training draws {needed} scenes (steps x batch_size); data.unet has {available}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    in_processes(_pretrain, recipe.processes, study, recipe, out)
+    # One thread draws too slowly for a GPU: the job's other CPUs help, each on batches of its own.
+    workers = max(0, torch.get_num_threads() // recipe.processes - 1) if here().type == "cuda" else 0
+    in_processes(_pretrain, recipe.processes, study, recipe, out, workers)
 
 
 def shortened(recipe: Recipe, images: int) -> Recipe:
@@ -50,7 +52,7 @@ def shortened(recipe: Recipe, images: int) -> Recipe:
     return replace(recipe, steps=steps, warmup=min(recipe.warmup, steps // 10))
 
 
-def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path) -> None:
+def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path, workers: int) -> None:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
     from dag.weights import save_unet
@@ -71,7 +73,7 @@ def _pretrain(rank: int, study: Study, recipe: Recipe, out: Path) -> None:
     if rank == 0 and not state.exists():
         log.unlink(missing_ok=True)
     # A state of another config is refused, not dropped: it may hold hours of work.
-    fit(network, denoising_loss(diffusion, kind), batch, recipe, state=state, log=log, name=out.stem, data=data)
+    fit(network, denoising_loss(diffusion, kind), batch, recipe, state=state, log=log, name=out.stem, data=data, workers=workers)
     if rank == 0:
         save_unet(network, out, prediction_type=kind, diffusion=diffusion)
         write_model_card(study, recipe, out, log, recipe.steps)
