@@ -67,6 +67,7 @@ def with_sheet(folder: Path, run: str = "", without: str = "", config: dict | No
         ({"judge__architecture__norm_num_groups": 6}, ["judge.architecture.norm_num_groups", "6", "16"]),
         ({"unet__architecture__block_out_channels": [16, 16, 16, 16]}, ["unet.architecture.down_block_types", "5 levels", "expected 4"]),
         ({"downstream__training__seed": 3}, ["downstream.training.seed", "downstream.seeds"]),
+        ({"downstream__whole": True, "estimator": {"model": "assets/dpt-large"}}, ["downstream.whole is true where an estimator gives", "expected a dataset"]),
         ({"downstream__reference_whole": WHOLE}, ["downstream.reference_whole is set without downstream.whole: true"]),
         (
             {"downstream__whole": True, "downstream__reference_whole": {**WHOLE, "training": {"steps": 1, "batch_size": 1, "seed": 1}}},
