@@ -8,18 +8,22 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
 from guided_step import inputs
-from steps import BLOCKS, DIFFUSION, STEPS, Domain, Step, domain
+from steps import BLOCKS, DIFFUSION, STEPS, Domain, Step, domain, guided, unguided
 from torch import Tensor
 
 from dag.accelerator import multiply_in_tf32
 from dag.diffusion import Prediction, respace
 from dag.sampling import SampleRNG, sample_ddim
 
-MEASURED = ("unguided", "guided, ours", "guided, naive", "unguided, bf16", "guided, ours, bf16")
+MEASURED = {name: STEPS[name] for name in ("unguided", "guided, ours", "guided, naive", "unguided, bf16", "guided, ours, bf16")}
+for name, build in (("unguided", unguided), ("guided, ours", guided)):
+    for precision in ("fp32", "bf16"):
+        MEASURED[f"{name}, {precision}, PyTorch's own memory layout"] = partial(build, precision=precision, channels_last=False)
 GPU = torch.device("cuda")
 
 
@@ -91,9 +95,9 @@ def report(batches: list[int], rounds: int) -> str:
     for batch in batches:
         lines += [f"## 256x256, batch {batch}", "", "| step | ms | multiple of 'unguided' | images/s | memory, MiB |", "|---|---|---|---|---|"]
         first = 0.0
-        for name in MEASURED:
+        for name, build in MEASURED.items():
             torch.cuda.empty_cache()
-            time, memory = seconds(STEPS[name](on_gpu(domain("church"))), 256, batch, rounds)
+            time, memory = seconds(build(on_gpu(domain("church"))), 256, batch, rounds)
             first = first or time
             lines.append(f"| {name} | {time * 1e3:.1f} | {time / first:.2f} | {batch / time:.1f} | {memory:.0f} |")
         lines.append("")

@@ -84,9 +84,9 @@ def test_a_plan_of_two_sizes_follows_their_sheets(tmp_path, monkeypatch):
     prior = costs_of["prior 16"]
     assert prior.flop == prior.jobs * 3 * 10 * 16 * counted.prior[16]
     assert prior.activations == 2 * counted.trained_prior(16)  # 16 / (2 x 4) pictures at once
-    assert prior.hours(pd.Series({"bf16_tflops": 1e-5, "tf32_tflops": 1}), 0.5) == pytest.approx(prior.flop / 5e6 / 3600)
+    assert prior.hours(pd.Series({"bf16_tflops": 1e-5, "tf32_tflops": 1}), (1, 0.5)) == pytest.approx(prior.flop / 5e6 / 3600)
     # A fast GPU waits for the host: 10 steps of 4 parts, for each prior.
-    assert prior.hours(pd.Series({"bf16_tflops": 100, "tf32_tflops": 1}), 0.5) == pytest.approx(prior.jobs * 10 * 4 * PASS_SECONDS / 3600)
+    assert prior.hours(pd.Series({"bf16_tflops": 100, "tf32_tflops": 1}), (1, 0.5)) == pytest.approx(prior.jobs * 10 * 4 * PASS_SECONDS / 3600)
     # Heads on single blocks are trained together; a pair has two.
     blocks = decoder_block_count(study.unet_architecture())
     assert costs_of["heads"].activations == study["heads"]["training"]["batch_size"] * counted.trained_heads() * blocks / 2

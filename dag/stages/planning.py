@@ -43,11 +43,12 @@ class Cost:
     def memory(self) -> float:
         return (self.weights + self.activations) / GIB
 
-    def hours(self, gpu, share: float) -> float:
-        """Of one GPU, a row of the table of GPUs; a stage on cores takes none."""
+    def hours(self, gpu, shares: tuple[float, float]) -> float:
+        """Of one GPU, a row of the table of GPUs; a stage on cores takes none. shares: of the peaks of TF32 and bf16 that a job reaches."""
         if self.precision == "cores":
             return 0.0
-        seconds = self.flop / (share * 1e12 * (gpu.bf16_tflops if self.precision == "bf16" else gpu.tf32_tflops))
+        tf32, bf16 = shares
+        seconds = self.flop / (1e12 * (bf16 * gpu.bf16_tflops if self.precision == "bf16" else tf32 * gpu.tf32_tflops))
         return max(seconds, self.passes * PASS_SECONDS) / 3600
 
 
@@ -166,33 +167,35 @@ def _downstream(stage: str, jobs: int, recipe: dict, network: tuple[int, int, in
     return Cost(stage, jobs, flop, formula, recipe.get("precision", "fp32"), **held)
 
 
-def plan(study: Study, *, gpus: Path, out: Path, more: Path | None = None, share: float = 0.3) -> None:
+def plan(study: Study, *, gpus: Path, out: Path, more: Path | None = None, share: float = 0.12, share_bf16: float = 0.05) -> None:
     """Write what the study costs: FLOP, GPU-hours, memory and disk of each stage, with the formulae.
 
     gpus: a table of GPUs with their peak throughput and memory. more: keys of the config that another size of the study has, which is planned
-    too. share: of a GPU's peak which a job is taken to reach.
+    too. share, share_bf16: of a GPU's peak in TF32 and in bf16 which a job is taken to reach; an H200 has reached these in guided steps of eight
+    pictures of 256 x 256 (docs/performance-gpu.md).
     """
     studies = [study]
     if more is not None:
         changes = yaml.safe_load(more.read_text())
         changed = {key: {**study[key], **value} if isinstance(value, dict) else value for key, value in changes.items()}
         studies.append(Study({**study.config, **changed}, str(more)))
-    counted, table = Counted(study), pd.read_csv(gpus, sep="\t")
-    lines = [*_head(study, counted, share), *(line for each in studies for line in _section(each, costs(each, counted), table, share))]
+    counted, table, shares = Counted(study), pd.read_csv(gpus, sep="\t"), (share, share_bf16)
+    lines = [*_head(study, counted, shares), *(line for each in studies for line in _section(each, costs(each, counted), table, shares))]
     with writing(out) as aside:
         aside.write_text("\n".join(lines) + "\n")
 
 
-def _head(study: Study, c: Counted, share: float) -> Iterator[str]:
+def _head(study: Study, c: Counted, shares: tuple[float, float]) -> Iterator[str]:
     shards = f"samples / {size_:,}, rounded up" if (size_ := study.compute["shard_size"]) else "one"
     yield f"""# What the study `{study["study"]}` costs
 
-Written by `snakemake plan` from the study's config and run sheets; nothing here is measured. FLOP are counted on the real
+Written by `snakemake plan` from the study's config and run sheets; nothing here but a GPU's share of its peak is measured. FLOP are counted on the real
 architectures, built without weights, by PyTorch's own counter (matrix products and convolutions; a multiplication and an addition are two).
 
-- GPU-hours = FLOP / ({share:g} x peak x 3600 s), the peak of bf16 where a stage says so and of TF32 elsewhere (`config/gpus.tsv`); that a job reaches
-  the share {share:g} of it is an assumption. A training takes at least steps x parts x {PASS_SECONDS:g} s, as a small network keeps the GPU waiting for the
-  host; that is an assumption, too. Reading stored features is not counted. A stage without a GPU has none.
+- GPU-hours = FLOP / (share x peak x 3600 s), the peak of bf16 and {shares[1]:g} of it where a stage says so, of TF32 and {shares[0]:g} of it elsewhere
+  (`config/gpus.tsv`). That jobs reach these shares is measured on one GPU, in guided steps (`docs/performance-gpu.md`), and assumed of all. A training takes
+  at least steps x parts x {PASS_SECONDS:g} s, as a small network keeps the GPU waiting for the host; that is an assumption, too. Reading stored features is
+  not counted. A stage without a GPU has none.
 - Jobs = one for each file that a stage writes; of a run, {shards}.
 - Memory of one GPU = weights ({COPIES} times those of a training: themselves, gradient, two moments of the optimiser) + pictures at once x activations
   that are kept for the gradient, in fp32: an upper bound where a stage computes in bf16. Of a stage without a GPU it is the machine's.
@@ -211,7 +214,7 @@ architectures, built without weights, by PyTorch's own counter (matrix products 
     yield from (f"| {name} | {flop / 1e9:,.1f} |" for name, flop in one.items() if flop)
 
 
-def _section(study: Study, rows: list[Cost], gpus: pd.DataFrame, share: float) -> Iterator[str]:
+def _section(study: Study, rows: list[Cost], gpus: pd.DataFrame, shares: tuple[float, float]) -> Iterator[str]:
     """The table of one size of the study, and which GPUs hold its jobs."""
     machines = list(gpus.itertuples())
     sizes = sorted({n for n, tables in zip(study.runs.n, study.runs.tables, strict=True) if "fig8" not in tables})
@@ -219,10 +222,10 @@ def _section(study: Study, rows: list[Cost], gpus: pd.DataFrame, share: float) -
     yield "| stage | jobs | PFLOP | memory, GiB | disk, GB | " + " | ".join(f"{g.gpu}, h" for g in machines) + " | formula |"
     yield "|---" * (6 + len(machines)) + "|"
     for r in rows:
-        hours = " | ".join(f"{r.hours(g, share):,.2f}" if r.precision != "cores" else "–" for g in machines)
+        hours = " | ".join(f"{r.hours(g, shares):,.2f}" if r.precision != "cores" else "–" for g in machines)
         memory = f"{r.memory:.1f}" if r.memory else ""
         yield f"| {r.stage} | {r.jobs} | {r.flop / 1e15:,.2f} | {memory} | {r.disk / 1e9:,.1f} | {hours} | {r.formula} |"
-    total = " | ".join(f"{sum(r.hours(g, share) for r in rows):,.1f}" for g in machines)
+    total = " | ".join(f"{sum(r.hours(g, shares) for r in rows):,.1f}" for g in machines)
     disk, jobs, flop = (sum(getattr(r, key) for r in rows) for key in ("disk", "jobs", "flop"))
     yield f"| **all** | {jobs} | {flop / 1e15:,.1f} | | {disk / 1e9:,.1f} | {total} | |"
     yield ""
