@@ -120,19 +120,16 @@ def fit(
     """Train `model` and return it with its averaged weights, in eval mode.
 
     batch(step) returns the data of a step (this process's share of it); it runs in a background thread, one step ahead, or further ahead in so many
-    `workers`, processes of their own.
-    loss(model, data, generator) returns a scalar, the mean over that share, or over a part of it. state: file for exact resume, written aside
-    and renamed every `recipe.save_every` steps; it is removed by the caller once the result is safe. While training goes on, the
-    state before lies beside it as `<state>.previous`, and takes over from one that is torn. log: JSONL, one line per logged step.
-    data: what the batches are made of, as any text; a state that was saved with another is not gone on from.
-    With recipe.processes > 1 this is one of so many processes of `dag.processes.in_processes`; accelerate averages their gradients.
-    On SIGTERM or SIGUSR1 the step under way is finished, the state saved, and Interrupted raised.
-    Raises FloatingPointError when the loss or its gradient is not finite, OtherState (a ValueError) when the state belongs to another recipe,
-    data or network, ValueError when it is torn without one before it.
+    `workers`, processes of their own. loss(model, data, generator) returns a scalar, the mean over that share, or over a part of it.
+    state: file for exact resume, written aside and renamed every `recipe.save_every` steps; it is removed by the caller once the result is safe.
+    While training goes on, the state before lies beside it as `<state>.previous`, and takes over from one that is torn. log: JSONL, one line per
+    logged step. data: what the batches are made of, as any text; a state that was saved with another is not gone on from.
+    With recipe.processes > 1 this is one of so many processes of `dag.processes.in_processes`; accelerate averages their gradients. On SIGTERM or
+    SIGUSR1 the step under way is finished, the state saved, and Interrupted raised. Raises FloatingPointError when the loss or its gradient is not
+    finite, OtherState (a ValueError) when the state belongs to another recipe, data or network, ValueError when it is torn without one before it.
     """
     shared = team(recipe.processes)
-    rank = shared.process_index
-    device = next(model.parameters()).device
+    rank, device = shared.process_index, next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     model.train()
@@ -146,11 +143,10 @@ def fit(
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate(step)
             mean = _add_gradient(network, loss, share, generator(recipe.seed, step, rank), recipe, shared)
-            if not math.isfinite(mean):
-                raise FloatingPointError(f"{name}: the loss is {mean} at step {step}; lower learning_rate (now {recipe.learning_rate}) or check the data")
             norm = float(nn.utils.clip_grad_norm_(parameters, recipe.clip))
-            if not math.isfinite(norm):  # one more step would put NaN into the weights, and then into the saved state
-                raise FloatingPointError(f"{name}: the gradient's norm is {norm} at step {step}, where the loss is {mean}; lower learning_rate")
+            if not math.isfinite(mean + norm):  # one more step would put NaN into the weights, and then into the saved state
+                found = f"the loss is {mean} and its gradient's norm {norm} at step {step}"
+                raise FloatingPointError(f"{name}: {found}; lower learning_rate (now {recipe.learning_rate}) or check the data")
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             ema.update(model, step)
@@ -159,8 +155,7 @@ def fit(
                 history.append(mean)
                 last = step + 1 == recipe.steps
                 if (step + 1) % max(1, min(100, recipe.steps // 20)) == 0 or last:
-                    _append(log, {"step": step + 1, "loss": sum(history) / len(history), "learning_rate": recipe.rate(step), "time": round(time.time(), 1)})
-                    bar.set_postfix(loss=f"{sum(history) / len(history):.4f}")
+                    _report(log, bar, step, recipe.rate(step), history)
                     history = []
                 stop = 0 if last else asked_to_stop()
                 if (step + 1) % recipe.save_every == 0 or last or stop:
@@ -220,6 +215,13 @@ def _parts(data: object, count: int) -> list:
     if count == 1:
         return [data]
     return list(data.chunk(count) if isinstance(data, Tensor) else zip(*(tensor.chunk(count) for tensor in data), strict=True))
+
+
+def _report(log: Path, bar: tqdm, step: int, rate: float, history: list[float]) -> None:
+    """One line of the log, and the bar's number: the mean loss since the line before."""
+    loss = sum(history) / len(history)
+    _append(log, {"step": step + 1, "loss": loss, "learning_rate": rate, "time": round(time.time(), 1)})
+    bar.set_postfix(loss=f"{loss:.4f}")
 
 
 def _append(log: Path, row: dict) -> None:
