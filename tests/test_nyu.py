@@ -51,6 +51,12 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
+def twice(folder: Path, name: str, other: str) -> None:
+    """One picture and its depth, under another name of the same index as well."""
+    shutil.copy(folder / f"rgb/{name}.jpg", folder / f"rgb/{other}.jpg")
+    shutil.copy(folder / f"depth/{name}.png", folder / f"depth/{other}.png")
+
+
 def test_official_splits_and_arrays(folder):
     train, test, every = NYUDepthV2(folder, "train"), NYUDepthV2(folder, "test"), NYUDepthV2(folder)
     assert [train.id(i) for i in range(len(train))] == [1, 3]
@@ -118,7 +124,10 @@ def _depth(folder: Path, value: int) -> None:
         (lambda f: write_splits(f, [1, 3], [0, 2]), "splits.mat: split 'test' names picture 0"),
         (lambda f: (f / "splits.mat").write_bytes(b"text"), "splits.mat: not a readable .mat file"),
         (lambda f: savemat(f / "splits.mat", {"trainNdxs": [[1]]}), "splits.mat: has no testNdxs"),
-        (lambda f: savemat(f / "splits.mat", {"testNdxs": [[1.5]]}), "splits.mat: testNdxs holds 1 values of float64"),
+        (lambda f: savemat(f / "splits.mat", {"trainNdxs": [[1]], "testNdxs": [[1.5]]}), "splits.mat: testNdxs holds 1 values of float64"),
+        (lambda f: write_splits(f, [1, 2], [2, 4]), "splits.mat: picture 2 is listed 2 times, expected every picture in one split, once"),
+        (lambda f: write_splits(f, [1, 1, 1], [2, 4]), "splits.mat: picture 1 is listed 3 times"),
+        (lambda f: twice(f, "0002", "2"), r"rgb: 0002\.jpg and 2\.jpg are pictures of the same index"),
         (lambda f: (f / "rgb" / "0002.jpg").rename(f / "rgb" / "two.jpg"), "two.jpg: expected a name of digits"),
     ],
 )

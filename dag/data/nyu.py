@@ -90,14 +90,19 @@ def _split(file: Path, split: str) -> list[int]:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; it lists the official splits")
     try:
-        indices = loadmat(file)[SPLITS[split]].ravel()
-    except KeyError:
-        raise ValueError(f"{file}: has no {SPLITS[split]}, expected the official list of indices") from None
+        content = loadmat(file)
     except Exception as error:  # scipy raises many kinds for a damaged file
         raise ValueError(f"{file}: not a readable .mat file ({' '.join(str(error).split())[:120]})") from None
-    if not np.issubdtype(indices.dtype, np.integer) or not indices.size:
-        raise ValueError(f"{file}: {SPLITS[split]} holds {indices.size} values of {indices.dtype}, expected whole numbers from 1")
-    return sorted(map(int, indices))
+    if missing := [name for name in SPLITS.values() if name not in content]:
+        raise ValueError(f"{file}: has no {missing[0]}, expected the official list of indices")
+    listed = {name: content[name].ravel() for name in SPLITS.values()}
+    for name, indices in listed.items():
+        if not np.issubdtype(indices.dtype, np.integer) or not indices.size:
+            raise ValueError(f"{file}: {name} holds {indices.size} values of {indices.dtype}, expected whole numbers from 1")
+    pictures, times = np.unique(np.concatenate(list(listed.values())), return_counts=True)
+    if (times > 1).any():
+        raise ValueError(f"{file}: picture {pictures[times > 1][0]} is listed {times.max()} times, expected every picture in one split, once")
+    return sorted(map(int, listed[SPLITS[split]]))
 
 
 class _Files:
@@ -113,6 +118,8 @@ class _Files:
             raise ValueError(f"{path / 'rgb' / odd}.jpg: expected a name of digits, the official index")
         match(path / "depth", names)
         self.files = {int(name): name for name in names}
+        if double := sorted(set(names) - set(self.files.values())):
+            raise ValueError(f"{path / 'rgb'}: {double[0]}.jpg and {self.files[int(double[0])]}.jpg are pictures of the same index")
         self.indices = sorted(self.files)
 
     def image(self, index: int) -> np.ndarray:
