@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+Size = int | tuple[int, int]  # of a square, or height and width
 
 
 def centre(shape: tuple[int, ...]) -> Box:
@@ -19,9 +20,6 @@ def centre(shape: tuple[int, ...]) -> Box:
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
-
-
-Size = int | tuple[int, int]  # of a square, or height and width
 
 
 def _shape(size: Size) -> tuple[int, int]:
