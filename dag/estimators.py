@@ -200,6 +200,27 @@ def augmented_depth_loss(model: nn.Module, data: tuple[Tensor, Tensor], generato
 
 
 @torch.no_grad()
+def renew_statistics(network: nn.Module, images: Tensor, batch_size: int = 64) -> nn.Module:
+    """The network in eval mode, its batch normalisations' means and variances taken anew over training pictures (n, 3, h, w) in [-1, 1].
+
+    Averaged weights need them (Izmailov et al. 2018, arXiv 1803.05407, section 3.2): running statistics lag behind the weights, and those that a
+    short training takes over from ImageNet would bias every depth. Frozen parts, which stay in eval mode, keep theirs.
+    """
+    device = next(network.parameters()).device
+    norms = [module for module in network.train().modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    if norms:
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over batches
+        for batch in images.chunk(-(-len(images) // batch_size)):
+            network(batch.to(device))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return network.eval()
+
+
+@torch.no_grad()
 def estimate(model: nn.Module, images: np.ndarray, coding: DepthCoding, batch_size: int = 64) -> np.ndarray:
     """Depth in metres, (n, s, s) float32, of images (n, s, s, 3) uint8. model: maps images in [-1, 1] to coded depth, in eval mode."""
     device = next(model.parameters()).device

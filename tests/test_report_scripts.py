@@ -203,7 +203,7 @@ def build_all(root):
         "table1_guidance": table_guidance.build(runs, distances, published()),
         "table3_prior_resolution": table_prior_resolution.build(runs, distances),
         "fig8_scale": table_scale.build(runs, distances, {"sweep_300_0", "sweep_0_100", "sweep_300_100"}),
-        "table4_downstream": table_downstream.build(downstream, published()),
+        "table4_downstream": table_downstream.build(downstream, published(), baselines={"dag": "unguided"}),
         "controls": table_controls.build(runs, distances),
         "sensitivity": table_sensitivity.build(runs, distances, {"shallow": {"heads.layers": 1}}),
         "table1_distances": table_distances.build(runs, distances),
@@ -423,6 +423,34 @@ def test_downstream_table_takes_its_interval_over_trainings(tables, study):
     assert np.isnan(frame.loc[("constant", "none"), "abs_rel_low"])  # trained once
 
 
+def test_sources_of_table_4_are_paired_by_the_seed_of_their_training():
+    """Trainings that differ far more than the pair of each seed does: the difference is certain, the two rows' intervals overlap."""
+    import table_downstream
+
+    rng, rows = np.random.default_rng(0), []
+    for source, shift in (("unguided", 0.0), ("dag", 0.01), ("reference", -0.1)):
+        for seed in range(3):
+            for image in range(4):
+                rows.append({"source": source, "alignment": "none", "seed": seed, "image": image, "n_train": 5})
+                rows[-1] |= {name: 0.5 + 0.1 * seed + shift + 1e-4 * rng.random() for name in table_downstream.ERRORS}
+    errors = pd.DataFrame(rows).sample(frac=1, random_state=0)  # in whatever order they are read
+    table = table_downstream.build(errors, published(), baselines={"dag": "unguided"})
+    frame = table.frame.set_index("source")
+    means = errors.groupby(["source", "seed"])["abs_rel"].mean()
+    expected = means["dag"] - means["unguided"]
+    dag = frame.loc["dag"]
+    assert (dag["baseline"], dag["abs_rel_diff"]) == ("unguided", pytest.approx(expected.mean()))
+    assert dag["abs_rel_diff_high"] - dag["abs_rel_diff"] == pytest.approx(4.302653 * expected.std(ddof=1) / 3**0.5)  # Student's t, two degrees of freedom
+    assert dag["abs_rel_p"] < 0.05
+    assert dag["abs_rel_low"] < frame.loc["unguided", "abs_rel_high"]
+    assert frame.loc[["unguided", "reference"], "abs_rel_diff"].isna().all()
+    assert "ΔAbsRel" in table.markdown()
+    assert "+0.0100 [" in table.markdown()
+    assert "paired" in table.footnote
+    alone = table_downstream.build(errors, published())
+    assert "Δ" not in alone.markdown()
+
+
 def test_intervals_agree_with_closed_forms():
     import intervals
 
@@ -453,10 +481,11 @@ def test_downstream_table_explains_its_floors_and_protocol(study):
     assert "flat: the image's own median" in table.footnote
     assert table.footnote.endswith("Measured on whole pictures, Eigen crop.")
     assert "disparity map" not in table.footnote
-    section = {"training": {"steps": 200}, "reference_whole": {"shape": [96, 128], "training": {"steps": 1500}}}
+    section = {"training": {"steps": 200, "learning_rate": 5e-4}}
+    section["reference_whole"] = {"shape": [96, 128], "training": {"steps": 1500, "learning_rate": 2e-3}}
     whole = table_downstream.build(errors.assign(source="reference_whole"), published(), "nyu", section=section).footnote
-    assert "at 96 x 128 pixels, with a training of their own (1,500 steps of training instead of 200)" in whole
-    assert "not comparable" not in table.blocks[-1].title
+    assert "to 96 x 128 pixels, with a training of their own (steps 1500 instead of 200, learning rate 0.002 instead of 0.0005)" in whole
+    assert "by networks trained on other pictures" in table.blocks[-1].title
 
 
 def test_copies_of_training_pictures_are_found():
@@ -607,7 +636,7 @@ sys.path.insert(0, "{root}")
 configfile: "{root}/config/rooms.yaml"
 RESULTS = "results"
 facts = {{"unet_architecture": lambda self: config["unet"]["architecture"], "baseline_of": lambda self, run: None, "weights_hash": lambda self: "feed"}}
-facts |= {{"drawn": True, "downstream_protocol": lambda self: "no crop", "labels_of": lambda self, source: "strong"}}
+facts |= {{"drawn": True, "downstream_protocol": lambda self: "no crop", "baseline_source": lambda self, source: None}}
 facts |= {{"sources": ["reference", *config["downstream"]["sources"], "constant"]}}
 facts |= {{"run_hash": lambda self, run: "f00d", "section_hash": lambda self, *keys: "cafe"}}
 STUDY = type("Study", (), facts)()

@@ -40,6 +40,15 @@ def study(**changes) -> Study:
 WHOLE = {"shape": [64, 96], "architecture": {"imagenet": 4}, "training": {"steps": 1, "batch_size": 1}}
 
 
+def test_a_guided_source_of_table_4_is_compared_with_likewise_labelled_unguided_samples():
+    sources = {"unguided": "baseline", "dag": "both", "dag_judged": {"run": "both", "labels": "judged"}, "u_judged": {"run": "baseline", "labels": "judged"}}
+    made = study(downstream__sources=sources)
+    found = {source: made.baseline_source(source) for source in made.sources}
+    assert found == {"reference": None, "unguided": None, "dag": "unguided", "dag_judged": "u_judged", "u_judged": None, "constant": None}
+    del made["downstream"]["sources"]["u_judged"]
+    assert made.baseline_source("dag_judged") is None
+
+
 def with_sheet(folder: Path, run: str = "", without: str = "", config: dict | None = None, **cells) -> Study:
     """The smoke study with other cells in one row of its sheet, or without a row."""
     rows = [[cells.get(key, cell) if row[0] == run else cell for key, cell in zip(HEADER, row, strict=True)] for row in ROWS if row[0] != without]

@@ -17,7 +17,6 @@ from dag.data.folder import match, read_depth, read_image
 
 SHAPE = (480, 640)
 SPLITS = {"train": "trainNdxs", "test": "testNdxs"}  # names in splits.mat
-INTRINSICS = np.array([[518.857901, 0, 325.582449], [0, 519.469611, 253.736166], [0, 0, 1]])  # of the colour camera, from the official toolbox, pixels
 MAT = "nyu_depth_v2_labeled.mat"
 ROOT = "DAG_NYU_ROOT"  # environment variable with the place of the data, where the config names none
 
@@ -67,12 +66,6 @@ class NYUDepthV2(Dataset):
         if unknown := int((~(np.isfinite(depth) & (depth > 0))).sum()):
             raise ValueError(f"{self.name(i)}: depth is 0, negative or not finite at {unknown} pixels, expected dense depth: `depths`, not `rawDepths`")
         return depth
-
-    def valid(self, i: int) -> np.ndarray:
-        """(480, 640) bool: where the photograph is, inside its white frame, the same for all."""
-        valid = np.zeros(SHAPE, bool)
-        valid[self.part] = True
-        return valid
 
     def id(self, i: int) -> int:
         return self.indices[i]

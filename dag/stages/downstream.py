@@ -13,13 +13,13 @@ import torch
 
 from dag.data.images import to_tensor
 from dag.data.squares import scaled, scaled_depth
-from dag.estimators import augmented_depth_loss, depth_loss, depth_network, estimate, estimate_whole
+from dag.estimators import estimate, estimate_whole
 from dag.metrics.depth_errors import ALIGNMENTS as ALL_ALIGNMENTS
 from dag.metrics.depth_errors import DepthProtocol
 from dag.stages.artefacts import write_csv, write_provenance
 from dag.stages.data import pictures as pictures_of
 from dag.stages.data import read
-from dag.stages.models import coding, contents, finished, pick, train
+from dag.stages.models import coding, finished, train_depth
 from dag.stages.study import Study
 from dag.training import Recipe
 
@@ -27,31 +27,34 @@ ALIGNMENTS = ("none", "median", "scale_shift")
 _CHUNK = 16  # whole test pictures in memory together
 
 
-def downstream(study: Study, *, source: str, test: Path, out: Path, pictures: Path | None = None, judged: Path | None = None) -> None:
+def downstream(study: Study, *, source: str, out: Path, test: Path | None = None, pictures: Path | None = None, judged: Path | None = None) -> None:
     """Train the network on one source's pairs with several seeds and write its errors on every test image.
 
     Of a run's pictures it takes no more than `data.downstream` has. source "constant" trains nothing: mean depth maps are the prediction;
     "reference_whole" takes whole pictures from the dataset. judged: where the labels of generated pictures come from; others carry their own.
-    With downstream.whole the test images are read from the dataset and measured at their own size.
+    With downstream.whole what is measured, and the pictures of "constant", are read from the dataset at their own size instead of from test and pictures.
     """
     started = time.time()
     section, code = study["downstream"], coding(study)
     if source not in (known := study.sources):
         raise ValueError(f"source is {source!r}, expected one of {', '.join(known)}")
+    whole = section.get("whole", False)
+    if test is None and not whole:
+        raise ValueError("test is not given, expected the pictures that are measured on")
     most, kind = study.uses["downstream"].count, study.labels_of(source)
     if source == "reference_whole":
         images, labels = _whole_pairs(study)
-    elif pictures is None:
-        raise ValueError(f"pictures is not given, expected the pictures of {source}")
-    else:
+    elif pictures is not None:
         images = read(pictures, "images", only=True)["images"][:most].copy()
         labels = (read(judged, kind, only=True)[kind] if judged else read(pictures, "depth", only=True)["depth"])[:most].copy()
+    elif not (whole and source == "constant"):
+        raise ValueError(f"pictures is not given, expected the pictures of {source}")
     if source == "constant":
-        rows = _constant_whole(study) if section.get("whole") else _constant(study, labels, test)
+        rows = _constant_whole(study) if whole else _constant(study, labels, test)
     else:
         pairs = to_tensor(images), code.encode(torch.from_numpy(labels))[:, None]
         networks = [_train(study, source, *pairs, seed, out) for seed in range(section["seeds"])]
-        if section.get("whole"):
+        if whole:
             size = images.shape[1:3] if source == "reference_whole" else images.shape[1]
             errors = _whole(study, [partial(estimate_whole, network, coding=code, size=size) for network in networks], ALL_ALIGNMENTS)
         else:
@@ -60,8 +63,8 @@ def downstream(study: Study, *, source: str, test: Path, out: Path, pictures: Pa
     columns = ["source", "seed", "image", "alignment", "n_train"]
     frame = pd.DataFrame(rows)
     write_csv(frame[columns + [c for c in frame if c not in columns]], out)
-    protocol = _protocol(study, "none").describe().partition(", ")[2]
-    write_provenance(out, study, started, source=source, labels=kind if judged else "the pictures' own", protocol=protocol)
+    labelled = kind if judged else "the pictures' own"
+    write_provenance(out, study, started, source=source, labels=labelled, protocol=study.downstream_protocol())
     for seed in range(section["seeds"]):
         finished(_of_seed(out, seed))
 
@@ -94,7 +97,7 @@ def _whole(study: Study, predictors: Sequence[Callable[[np.ndarray], np.ndarray]
     (source, index), errors = pictures_of(study, "test"), [[] for _ in predictors]
     for chunk in (index[i : i + _CHUNK].tolist() for i in range(0, len(index), _CHUNK)):
         images, truth = np.stack([source.image(i)[source.part] for i in chunk]), np.stack([source.depth(i) for i in chunk])
-        maps, valid = np.ones_like(truth), np.zeros(truth.shape, bool)
+        maps, valid = np.ones_like(truth), np.zeros(truth.shape, bool)  # outside its part a dataset's pictures show nothing
         valid[:, *source.part] = truth[:, *source.part] > 0
         for predict, records in zip(predictors, errors, strict=True):
             maps[:, *source.part] = predict(images)
@@ -141,14 +144,5 @@ def _of_seed(out: Path, seed: int) -> Path:
 def _train(study: Study, source: str, images: torch.Tensor, depth: torch.Tensor, seed: int, out: Path) -> torch.nn.Module:
     section = study["downstream"]
     made = section[source] if source == "reference_whole" else section
-    recipe = Recipe(**{**made["training"], "seed": seed})
-    torch.manual_seed(seed)
-    network = depth_network(made["architecture"], images.shape[-1])
-    loss = augmented_depth_loss if section.get("augment") else depth_loss
-
-    def batch(step: int) -> tuple:
-        rows = pick(step * section["seeds"] + seed, len(images), recipe.batch_size)
-        return images[rows], depth[rows]
-
-    data = contents(images, depth, architecture=made["architecture"], augment=section.get("augment"))
-    return train(network, loss, batch, recipe, _of_seed(out, seed), data)
+    recipe, turn = Recipe(**{**made["training"], "seed": seed}), (seed, section["seeds"])
+    return train_depth(images, depth, made["architecture"], recipe, _of_seed(out, seed), augment=section.get("augment", False), turn=turn)

@@ -139,6 +139,8 @@ def measure(
     """
     started, paths = time.time(), _files_of(runs, judged) | ({"real": real} if real is not None else {})
     files = {name: described(path, study, study.run(name)["n"] if name != "real" else None) for name, path in paths.items()}
+    if real is not None:  # as many as table 1 has samples: a distance falls with n
+        files["real"] = _first(files["real"], study.run(study["figures"]["unguided"])["n"])
     for name, baseline in {name: study.baseline_of(name) for name in runs}.items():
         if baseline and baseline not in files:
             raise ValueError(f"runs: {name!r} has the baseline {baseline!r}, which is not among {', '.join(runs)}; name it and its judged file, too")
@@ -217,6 +219,10 @@ def described(path: Path, study: Study, n: int | None) -> dict[str, np.ndarray]:
     Raises ValueError naming a file of another extractor, without features of the second judge, or of another number of pictures than n where that is known.
     """
     return _of_this_study(path, read(path, "seeds", "extractor", *compared(study).values(), only=True), extractor_label(study), n, "describe")
+
+
+def _first(arrays: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    return {name: array[:n] if array.ndim else array for name, array in arrays.items()}
 
 
 def _of_this_study(path, arrays, label: str, n: int | None, stage: str) -> dict[str, np.ndarray]:

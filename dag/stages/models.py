@@ -64,6 +64,27 @@ def train(network: torch.nn.Module, loss, batch, recipe: Recipe, out: Path, data
         return fit(network, loss, batch, recipe, **files)
 
 
+def train_depth(
+    images: torch.Tensor, depth: torch.Tensor, architecture: dict, recipe: Recipe, out: Path, *, augment: bool = False, turn: tuple[int, int] = (0, 1)
+) -> torch.nn.Module:
+    """A depth network, a judge or a downstream one, trained on images (n, 3, h, w) in [-1, 1] and their coded depth (n, 1, h, w).
+
+    turn: (i, count) of the i-th of so many trainings, which all draw other batches.
+    """
+    from dag.estimators import augmented_depth_loss, depth_loss, depth_network, renew_statistics
+
+    torch.manual_seed(recipe.seed)
+    network = depth_network(architecture, images.shape[-1])
+
+    def batch(step: int) -> tuple:
+        rows = pick(step * turn[1] + turn[0], len(images), recipe.batch_size)
+        return images[rows], depth[rows]
+
+    loss = augmented_depth_loss if augment else depth_loss
+    train(network, loss, batch, recipe, out, contents(images, depth, architecture=architecture, augment=augment))
+    return renew_statistics(network, images)
+
+
 def contents(*arrays: np.ndarray | torch.Tensor, **made) -> str:
     """A digest of training data, which may be a mapped file that is larger than the memory, and of what else makes the training what it is."""
     hasher = hashlib.sha256(json.dumps(made, sort_keys=True).encode() if made else b"")
@@ -247,7 +268,7 @@ def judge(study: Study, *, out: Path, data: Path | None = None, name: Literal["j
 
     Of a pretrained one the file holds its name and the hashes of its weights. name: the section of the config that describes it.
     """
-    from dag.estimators import augmented_depth_loss, depth_loss, depth_network, load_pretrained
+    from dag.estimators import load_pretrained
     from dag.weights import save_module
 
     started, size = time.time(), study["domain"]["size"]
@@ -260,17 +281,9 @@ def judge(study: Study, *, out: Path, data: Path | None = None, name: Literal["j
         return
     if data is None:
         raise ValueError(f"{name}: --data is missing: {name}.model names no pretrained network, so one is trained on pictures")
-    recipe, architecture = Recipe(**section["training"]), {"sample_size": size, **section["architecture"]}
-    torch.manual_seed(recipe.seed)
-    network, arrays = depth_network(architecture, size), read(data, "images", "depth")
-    images, depth = to_tensor(arrays["images"]), coding(study).encode(torch.from_numpy(arrays["depth"]))[:, None]
-
-    def batch(step: int) -> tuple:
-        rows = pick(step, len(images), recipe.batch_size)
-        return images[rows], depth[rows]
-
-    loss = augmented_depth_loss if section.get("augment") else depth_loss
-    train(network, loss, batch, recipe, out, contents(images, depth, architecture=architecture, augment=section.get("augment")))
+    recipe, architecture, arrays = Recipe(**section["training"]), {"sample_size": size, **section["architecture"]}, read(data, "images", "depth")
+    pairs = to_tensor(arrays["images"]), coding(study).encode(torch.from_numpy(arrays["depth"]))[:, None]
+    network = train_depth(*pairs, architecture, recipe, out, augment=section.get("augment", False))
     save_module(network, {"architecture": architecture}, out)
     write_provenance(out, study, started)
     finished(out)

@@ -139,13 +139,19 @@ class Study:
         """How the numbers of table 4 are measured, in words."""
         section, crop = self["downstream"], {"eigen": ", Eigen crop"}
         size = "whole pictures at their own size" if section.get("whole") else f"squares of {self['domain']['size']} pixels"
-        mirrored = ", each estimate the mean of those of a picture and its mirror image" if section.get("whole") else ""
-        return f"{size}, depth below {self['depth']['far']:g} m{crop.get(section.get('crop'), '')}{mirrored}"
+        whole = ", in-painted depth counted with the rest, each estimate the mean of those of a picture and its mirror image"
+        return f"{size}, depth below {self['depth']['far']:g} m{crop.get(section.get('crop'), '')}{whole if section.get('whole') else ''}"
 
     def labels_of(self, source: str) -> str:
         """Who labels the pictures of a source of table 4: "strong" or "judged"."""
         value = self["downstream"]["sources"].get(source)
         return value["labels"] if isinstance(value, dict) else self["downstream"]["labels"]
+
+    def baseline_source(self, source: str) -> str | None:
+        """The source of table 4 that is what a guided one is compared with: unguided samples of the same seeds, labelled by the same; None of others."""
+        baseline = self.baseline_of(run) if (run := self.run_of(source)) else None
+        alike = (other for other in self["downstream"]["sources"] if self.run_of(other) == baseline and self.labels_of(other) == self.labels_of(source))
+        return next(alike, None) if baseline else None
 
     def downstream_keys(self, source: str) -> list[str]:
         """Keys of the section `downstream`, dotted, that a source of table 4 depends on: what `section_hash` takes."""

@@ -1,8 +1,11 @@
 # A depth network trained on reference or generated pairs, tested on held-out scenes (Table 4).
 
 
+WHOLE = config["downstream"].get("whole", False)  # pictures are measured whole, as the dataset has them
+
+
 def downstream_pictures(wildcards):
-    if wildcards.source == "reference_whole":  # it reads them from the dataset itself, as the test does
+    if WHOLE and wildcards.source in ("reference_whole", "constant"):  # read from the dataset itself
         return []
     run = STUDY.run_of(wildcards.source)
     return f"{RESULTS}/samples/{run}.npz" if run else f"{RESULTS}/data/downstream.npz"
@@ -14,14 +17,14 @@ def downstream_labels(wildcards):
 
 
 # Whole pictures are read from the dataset.
-downstream_stamp = domain_stamp if config["downstream"].get("whole") else stamp
+downstream_stamp = domain_stamp if WHOLE else stamp
 
 
 rule downstream:
     input:
         pictures=downstream_pictures,
         judged=downstream_labels,
-        test=f"{RESULTS}/data/test.npz",
+        test=[] if WHOLE else f"{RESULTS}/data/test.npz",
     output:
         f"{RESULTS}/metrics/downstream/{{source}}.csv",
     log:
@@ -39,7 +42,8 @@ rule downstream:
     params:
         command=dag("downstream"),
         pictures=lambda w, input: f"--pictures {input.pictures}" if input.pictures else "",
+        test=lambda w, input: f"--test {input.test}" if input.test else "",
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
         stamp=lambda w: downstream_stamp("downstream", *STUDY.downstream_keys(w.source), "depth", "data.downstream"),
     shell:
-        "{params.command} --source {wildcards.source} {params.pictures} --test {input.test} {params.judged} --out {output} 2> {log}"
+        "{params.command} --source {wildcards.source} {params.pictures} {params.test} {params.judged} --out {output} 2> {log}"

@@ -183,6 +183,7 @@ rule table_downstream:
         domain=config["domain"]["name"],
         protocol=STUDY.downstream_protocol(),
         section=config["downstream"],
+        baselines={source: baseline for source in STUDY.sources if (baseline := STUDY.baseline_source(source))},
     script:
         "../scripts/table_downstream.py"
 

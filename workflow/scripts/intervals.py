@@ -20,3 +20,11 @@ def over_trainings(values: np.ndarray) -> tuple[float, float, float]:
         return mean, float("nan"), float("nan")
     half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return mean, mean - half, mean + half
+
+
+def paired(differences: np.ndarray) -> tuple[float, float, float, float]:
+    """Mean, low, high and p of paired differences between a handful of trainings, by Student's t; all nan without any."""
+    if not len(differences):
+        return (float("nan"),) * 4
+    p = float(stats.ttest_1samp(differences, 0).pvalue) if len(differences) > 1 else float("nan")
+    return *over_trainings(differences), p

@@ -211,14 +211,13 @@ def _records(runs: pd.DataFrame, provenance: Mapping[str, dict]) -> dict[str, di
 
 def _summary(tables: Mapping[str, page_tables.ShownTable], runs: pd.DataFrame, config: dict) -> dict:
     """Headline, findings by verdict, and the differences of table 1 or 2 as bars on a common scale."""
-    pairs = _pairs(config["downstream"], runs)
-    found = page_summary.findings(tables, runs, config["heads"]["guide"], pairs)
+    found = page_summary.findings(tables, runs, config["heads"]["guide"])
     first = next((tables[name] for name in ("table1_guidance", "table2_guidance") if name in tables), None)
     shown = page_summary.differences(first, runs) if first else []
     bars = [_bars(metric, [d for d in shown if d.metric == metric]) for metric in dict.fromkeys(d.metric for d in shown)]
     return {
         "headline": page_summary.headline(shown) if shown else "",
-        "brief": page_brief.brief(tables, runs, config, pairs),
+        "brief": page_brief.brief(tables, runs, config),
         "samples": int(first.frame["n"].max()) if first else None,
         "bars": bars,
         "findings": {verdict: [f for f in found if f.verdict == verdict] for verdict in page_summary.VERDICTS},
@@ -227,19 +226,6 @@ def _summary(tables: Mapping[str, page_tables.ShownTable], runs: pd.DataFrame, c
         "floor": _floor(first) if first else [],
         "table": first.name if first else "",
     }
-
-
-def _pairs(downstream: dict, runs: pd.DataFrame) -> dict[str, str]:
-    """Of table 4: each source of guided samples with that of unguided samples that were labelled likewise."""
-    sources = {name: entry if isinstance(entry, dict) else {"run": entry} for name, entry in downstream["sources"].items()}
-    labels = {name: entry.get("labels", downstream["labels"]) for name, entry in sources.items()}
-    guided = {name: bool(page_pictures.weights(runs.loc[entry["run"]])) for name, entry in sources.items() if entry["run"] in runs.index}
-    pairs = {}
-    for name in guided:
-        plain = [other for other in guided if not guided[other] and labels[other] == labels[name]]
-        if guided[name] and plain:
-            pairs[name] = plain[0]
-    return pairs
 
 
 def _floor(table: page_tables.ShownTable) -> list[str]:

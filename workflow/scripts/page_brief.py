@@ -9,15 +9,15 @@ from page_summary import BETTER, NOISE, WORSE, Difference, Finding, apart
 from page_tables import LOWER, NAMES, ShownTable, digits_of, with_interval
 
 
-def brief(tables: Mapping[str, ShownTable], runs: pd.DataFrame, config: Mapping, pairs: Mapping[str, str]) -> list[Finding]:
-    """One finding for each question that the study has a table for. pairs: as in `page_summary.findings`."""
+def brief(tables: Mapping[str, ShownTable], runs: pd.DataFrame, config: Mapping) -> list[Finding]:
+    """One finding for each question that the study has a table for."""
     compared = next((tables[name] for name in tables if name.endswith("_guidance")), None)
     asked = [
         ("fig4b_labels", lambda table: _readable(table, config["heads"]["guide"])),
         (compared and compared.name, lambda table: _guided(table, runs, config["figures"]["guided"])),
         ("fig8_scale", lambda table: _sweep(table, runs)),
         ("controls", lambda table: _controls(table, runs)),
-        ("table4_downstream", lambda table: _downstream(table, pairs)),
+        ("table4_downstream", lambda table: _downstream(table, runs)),
     ]
     return [finding for name, tell in asked if name in tables for finding in tell(tables[name])]
 
@@ -61,17 +61,13 @@ def _controls(table: ShownTable, runs: pd.DataFrame) -> Iterator[Finding]:
         yield Finding(best.verdict, f"{count}; {'most' if helped else 'nearest to it'}: {best.label}", best.numbers, table.name)
 
 
-def _downstream(table: ShownTable, pairs: Mapping[str, str]) -> Iterator[Finding]:
-    alignment = table.frame["alignment"].iloc[0]
-    rows = {row["source"]: row for row in table.frame[table.frame["alignment"] == alignment].to_dict("records")}
-    for source, unguided in list(pairs.items())[:1]:
-        if {source, unguided} <= rows.keys():
-            verdict = apart(rows[source], rows[unguided], "abs_rel")
-            words = {BETTER: "more from guided samples than", NOISE: "from guided samples neither more nor less than", WORSE: "less from guided samples than"}
-            numbers = f"{_number(table, rows[source], 'abs_rel')} against {_number(table, rows[unguided], 'abs_rel')}"
-            if "reference" in rows:
-                numbers += f"; from real ones {_number(table, rows['reference'], 'abs_rel')}"
-            yield Finding(verdict, f"A depth network learns {words[verdict]} from unguided ones: AbsRel on real images", numbers, table.name)
+def _downstream(table: ShownTable, runs: pd.DataFrame) -> Iterator[Finding]:
+    """The first pair of sources under the first alignment."""
+    for first in [d for d in page_summary.differences(table, runs) if d.metric == "abs_rel"][:1]:
+        words = {BETTER: "more from guided samples than", NOISE: "from guided samples neither more nor less than", WORSE: "less from guided samples than"}
+        real = table.frame[table.frame["source"] == "reference"].to_dict("records")[:1]
+        numbers = first.numbers + "".join(f"; from real ones {_number(table, row, 'abs_rel')}" for row in real)
+        yield Finding(first.verdict, f"A depth network learns {words[first.verdict]} from unguided ones: AbsRel on real images", numbers, table.name)
 
 
 def _moves(difference: Difference) -> str:

@@ -15,6 +15,7 @@ from table_format import SIGNIFICANT
 
 BETTER, NOISE, WORSE = "better", "noise", "worse"
 VERDICTS = {BETTER: "improved", NOISE: "within noise", WORSE: "got worse"}
+_AGAIN = ("of", "images", "alignment")  # what tells rows of a run apart
 _FEW = 5  # differences of a table that are told one by one; more are counted
 
 
@@ -65,12 +66,12 @@ def differences(table: ShownTable, runs: pd.DataFrame) -> list[Difference]:
         if not set(names) <= set(frame.columns):
             continue
         digits = digits_of(frame, metric)
-        # A run is in a table once, or once for every set of features and every U-Net.
-        values = {(row[table.key], row.get("of"), row.get("images")): row for row in frame.to_dict("records")}
+        # A run is in a table once, or once for every set of features and every U-Net; a source of table 4 for every alignment.
+        values = {(row[table.key], *map(row.get, _AGAIN)): row for row in frame.to_dict("records")}
         for said, row in zip(labels, frame.to_dict("records"), strict=True):
             if any(pd.isna(row[name]) for name in names):
                 continue
-            baseline = values.get((row.get("baseline"), row.get("of"), row.get("images")))
+            baseline = values.get((row.get("baseline"), *map(row.get, _AGAIN)))
             diff, low, high = (float(row[name]) for name in names[1:])
             between = f"{signed(diff, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
             texts = with_interval(row, metric, digits), with_interval(baseline, metric, digits) if baseline else "", between
@@ -85,6 +86,9 @@ def _labels_of(table: ShownTable, runs: pd.DataFrame) -> list[str]:
     said = []
     for row in rows:
         words = next((row[column] for column in ("what", "changed") if isinstance(row.get(column), str)), None)
+        if "alignment" in row:
+            how = {"none": "no alignment"}.get(row["alignment"], f"{row['alignment'].replace('_', ' and ')} alignment")
+            words = f"depth network trained on samples of {row['source']}, {how}"
         name = words or label(str(row[table.key]), own)
         said.append(name + (f", {row['of'].lower()}" if "of" in row else "") + (f", U-Net of {row['images']:,} images" if "images" in row else ""))
     return [name if said.count(name) == 1 and "what" not in row else f"{name}, run {row[table.key]}" for name, row in zip(said, rows, strict=True)]
@@ -118,16 +122,15 @@ def headline(found: list[Difference]) -> str:
     return f"{lead}{': ' + ', '.join(rest) if rest else ''}."
 
 
-def findings(tables: Mapping[str, ShownTable], runs: pd.DataFrame, guide_labels: int, pairs: Mapping[str, str]) -> list[Finding]:
-    """All that can be said, by verdict. guide_labels: label count of the heads that guide. pairs: of table 4, source of guided samples:
-    source of unguided ones."""
+def findings(tables: Mapping[str, ShownTable], runs: pd.DataFrame, guide_labels: int) -> list[Finding]:
+    """All that can be said, by verdict. guide_labels: label count of the heads that guide."""
     said, found = set(), []
     for table in tables.values():
         # A run that two tables show is told of once.
         new = [d for d in differences(table, runs) if (d.run, d.metric, d.diff_text) not in said]
         said |= {(d.run, d.metric, d.diff_text) for d in new}
         found += _told(table, new)
-    of_depth = {"fig4a_blocks": (_blocks,), "fig4b_labels": (_labels, guide_labels), "table4_downstream": (_downstream, pairs)}
+    of_depth = {"fig4a_blocks": (_blocks,), "fig4b_labels": (_labels, guide_labels)}
     for name, (tell, *more) in of_depth.items():
         if name in tables:
             found += tell(tables[name], *more)
@@ -200,14 +203,3 @@ def _labels(table: ShownTable, guide: int) -> Iterator[Finding]:
     if most > guide and {("strong", most, levels[0]), ("strong", guide, levels[0])} <= at.keys():
         which = f"strong head with {most} labels, t = {levels[0]}, against {guide} labels"
         yield _compared(table, which, at["strong", most, levels[0]], at["strong", guide, levels[0]])
-
-
-def _downstream(table: ShownTable, pairs: Mapping[str, str]) -> Iterator[Finding]:
-    """Networks trained on guided samples beside those trained on unguided samples, under each alignment."""
-    for alignment, rows in table.frame.groupby("alignment", sort=False):
-        by_source = {row["source"]: row for row in rows.to_dict("records")}
-        for source, unguided in pairs.items():
-            if {source, unguided} <= by_source.keys():
-                how = {"none": "no alignment"}.get(alignment, f"{alignment.replace('_', ' and ')} alignment")
-                which = f"depth network trained on samples of {source}, {how}, against {unguided}"
-                yield _compared(table, which, by_source[source], by_source[unguided])

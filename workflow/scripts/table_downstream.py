@@ -1,32 +1,56 @@
 """Table 4: a depth network trained on real data, on unguided samples and on guided samples, tested on real images."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import intervals
 import pandas as pd
 from table_format import Block, Column, Table, published_block
 
 ERRORS = ["abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "si_log", "delta1", "delta2", "delta3"]
+PAIRED = ["abs_rel", "delta1"]
 READERS = {"abs_rel": "AbsRel ↓", "rmse": "RMSE (m) ↓", "log10": "log10 ↓", "delta1": "δ<1.25 ↑", "delta2": "δ<1.25² ↑", "delta3": "δ<1.25³ ↑"}
 _ALIGNMENTS = {"none": "No alignment (metres)", "median": "Median-aligned", "scale_shift": "Scale-and-shift-aligned"}
 _ALIGNMENTS["scale_shift_disparity"] = "Scale and shift of disparity aligned"
-_NYU = "Published, by networks trained on other pictures and many more of them: NYU-Depth v2, unverified."
+_PAIRED = (
+    " Δ: guided less unguided samples with the same labels, paired by the training's seed, which gives both the same first weights and the same order"
+    " of pictures [95 % interval by Student's t]; * where it leaves out 0."
+)
+_NYU = "Published, for context only: NYU-Depth v2, unverified, by networks trained on other pictures and many more of them; not comparable."
 _OTHER = "Published, for context only: NYU-Depth v2, unverified; not comparable with the numbers above."
 
 
-def build(errors: pd.DataFrame, published: pd.DataFrame, domain: str = "rooms", protocol: str = "", section: dict | None = None) -> Table:
+def build(
+    errors: pd.DataFrame,
+    published: pd.DataFrame,
+    domain: str = "rooms",
+    protocol: str = "",
+    section: dict | None = None,
+    baselines: Mapping[str, str] = MappingProxyType({}),
+) -> Table:
     """errors: the rows of all metrics/downstream/*.csv, one per training seed, test image and alignment. published: config/published.tsv.
 
     domain: of the test images. protocol: how they are measured, for the footnote. section: `downstream` of the config, which says how
-    `reference_whole` was trained.
+    `reference_whole` was trained. baselines: of a source of guided samples, that of unguided ones.
     """
+    means = errors.groupby(["source", "alignment", "seed"])[ERRORS].mean()
     rows = []
     for (source, alignment), group in errors.groupby(["source", "alignment"], sort=False):
-        per_training = group.groupby("seed")[ERRORS].mean()
-        numbers = [number for name in ERRORS for number in intervals.over_trainings(per_training[name])]
-        rows.append([source, alignment, int(group["n_train"].iloc[0]), len(per_training), group["image"].nunique(), *numbers])
-    measured = [f"{name}{part}" for name in ERRORS for part in ("", "_low", "_high")]
-    frame = pd.DataFrame(rows, columns=["source", "alignment", "n_train", "trainings", "n", *measured])
+        own, baseline = means.loc[source, alignment], baselines.get(source, "")
+        row = {"source": source, "alignment": alignment, "baseline": baseline, "n_train": int(group["n_train"].iloc[0])}
+        row |= {"trainings": len(own), "n": group["image"].nunique()}
+        for name in ERRORS:
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), intervals.over_trainings(own[name]), strict=True))
+        for name in PAIRED:
+            difference = (own - means.loc[baseline, alignment])[name].dropna() if baseline else []
+            row |= dict(zip((f"{name}_diff", f"{name}_diff_low", f"{name}_diff_high", f"{name}_p"), intervals.paired(difference), strict=True))
+        rows.append(row)
+    frame = pd.DataFrame(rows)
     columns = [Column("trained on", "source"), Column("images", "n_train"), Column("trainings", "trainings")]
-    columns += [Column(title, name, interval=True, digits=3) for name, title in READERS.items()]
+    for name, title in READERS.items():
+        columns.append(Column(title, name, interval=True, digits=3))
+        if name in PAIRED and frame[f"{name}_diff"].notna().any():
+            columns.append(Column(f"Δ{title.rstrip(' ↓↑')}", f"{name}_diff", interval=True, digits=4, signed=True, p=f"{name}_p"))
     blocks = [Block(_ALIGNMENTS.get(how, how), rows, columns) for how, rows in frame.groupby("alignment", sort=False)]
     told = {"reference_whole": _whole(section)} if section and "reference_whole" in section else {}
     told |= {"constant_disparity": " constant_disparity: the mean training disparity map.", "flat": " flat: the image's own median depth everywhere."}
@@ -34,7 +58,8 @@ def build(errors: pd.DataFrame, published: pd.DataFrame, domain: str = "rooms", 
         frame,
         "Table 4: depth networks trained on real and on generated images, tested on real images",
         f"Mean over {frame['n'].iloc[0]} test images, then over trainings [95 % interval by Student's t over trainings, which differ in their seed alone]. "
-        "constant: the mean training depth map, the floor."
+        "constant: the mean training depth map, a baseline that looks at no picture."
+        + (_PAIRED if baselines else "")
         + "".join(text for source, text in told.items() if (frame["source"] == source).any())
         + (f" Measured on {protocol}." if protocol else ""),
         [*blocks, *published_block(published, "table4", _NYU if domain == "nyu" else _OTHER)],
@@ -43,10 +68,11 @@ def build(errors: pd.DataFrame, published: pd.DataFrame, domain: str = "rooms", 
 
 def _whole(section: dict) -> str:
     (height, width), own, others = section["reference_whole"]["shape"], section["reference_whole"]["training"], section["training"]
-    steps = f"{own['steps']:,} steps of training instead of {others['steps']:,}"
-    return f" reference_whole: whole photographs, at {height} x {width} pixels, with a training of their own ({steps})."
+    told = ", ".join(f"{key.replace('_', ' ')} {own[key]} instead of {others.get(key, 'the default')}" for key in own if own[key] != others[key])
+    return f" reference_whole: whole photographs, scaled to {height} x {width} pixels, with a training of their own ({told})."
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`
     errors = pd.concat([pd.read_csv(path) for path in job.input.errors])
-    build(errors, pd.read_csv(job.input.published, sep="\t", dtype=str), job.params.domain, job.params.protocol, job.params.section).write(**job.output)
+    published, chosen = pd.read_csv(job.input.published, sep="\t", dtype=str), job.params
+    build(errors, published, chosen.domain, chosen.protocol, chosen.section, chosen.baselines).write(**job.output)
