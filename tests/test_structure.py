@@ -169,6 +169,14 @@ def test_file_names_say_what_a_file_is_about():
     assert not vague
 
 
+def test_rule_files_define_no_name_twice():
+    """Snakemake's rule files share one namespace: a name that two of them define has, in a rule's functions, the later one's value."""
+    defined = re.compile(r"^(?:def )?(\w+)(?=\(.*:$| = )", re.MULTILINE)
+    names = [name for path in [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))] for name in set(defined.findall(path.read_text()))]
+    assert {"RESULTS", "downstream_pictures"} <= set(names)
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
 def test_every_config_key_is_described():
     described = set(re.findall(r"`([\w.]+)`", (ROOT / "config" / "README.md").read_text()))
     words = {part for name in described for part in name.split(".")}

@@ -1,11 +1,11 @@
 # A depth network trained on reference or generated pairs, tested on held-out scenes (Table 4).
 
 
-WHOLE = config["downstream"].get("whole", False)  # pictures are measured whole, as the dataset has them
+WHOLE_PICTURES = config["downstream"].get("whole", False)  # pictures are measured whole, as the dataset has them
 
 
 def downstream_pictures(wildcards):
-    if WHOLE and wildcards.source in ("reference_whole", "constant"):  # read from the dataset itself
+    if WHOLE_PICTURES and wildcards.source in ("reference_whole", "constant"):  # read from the dataset itself
         return []
     run = STUDY.run_of(wildcards.source)
     return f"{RESULTS}/samples/{run}.npz" if run else f"{RESULTS}/data/downstream.npz"
@@ -17,14 +17,14 @@ def downstream_labels(wildcards):
 
 
 # Whole pictures are read from the dataset.
-downstream_stamp = domain_stamp if WHOLE else stamp
+downstream_stamp = domain_stamp if WHOLE_PICTURES else stamp
 
 
 rule downstream:
     input:
         pictures=downstream_pictures,
         judged=downstream_labels,
-        test=[] if WHOLE else f"{RESULTS}/data/test.npz",
+        test=[] if WHOLE_PICTURES else f"{RESULTS}/data/test.npz",
     output:
         f"{RESULTS}/metrics/downstream/{{source}}.csv",
     log:
