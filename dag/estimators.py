@@ -213,8 +213,9 @@ def renew_statistics(network: nn.Module, images: Tensor, batch_size: int = 64) -
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean over batches
-        for batch in images.chunk(-(-len(images) // batch_size)):
-            network(batch.to(device))
+        count = -(-len(images) // batch_size)
+        for i in range(count):  # of nearly the same size, and neighbours, which are often alike, in different ones
+            network(images[i::count].to(device))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return network.eval()

@@ -36,7 +36,7 @@ def study(monkeypatch) -> Study:
 def measured(study, tmp_path):
     """The distances of baseline and both, of files that differ from good ones as told."""
 
-    def run(both=None, reference=None, moments_file=None, of=study) -> pd.DataFrame:
+    def run(both=None, reference=None, moments_file=None, real=None, of=study) -> pd.DataFrame:
         files = {"baseline": described(tmp_path / "baseline.npz", 16, 1), "both": described(tmp_path / "both.npz", 16, 2, **(both or {}))}
         truth = described(tmp_path / "reference.npz", 64, 0)
         moments(study, reference=truth, out=tmp_path / "moments.npz")
@@ -44,7 +44,7 @@ def measured(study, tmp_path):
             np.savez(tmp_path / "moments.npz", **{**np.load(tmp_path / "moments.npz"), **moments_file})
         described(truth, 64, 0, **(reference or {}))
         options = {"reference": truth, "moments": tmp_path / "moments.npz", "out": tmp_path / "distances.csv"}
-        measure(of, runs=list(files), judged=list(files.values()), **options)
+        measure(of, runs=list(files), judged=list(files.values()), real=real, **options)
         return pd.read_csv(tmp_path / "distances.csv")
 
     return run
@@ -59,6 +59,15 @@ def test_every_judge_is_measured_against_the_reference(measured, tmp_path):
             assert table.loc[("both", metric), "value"] == pytest.approx(expected, rel=1e-6)
     assert set(table.extractor) == {LABEL}
     assert set(table.n) == {16}
+
+
+def test_real_pictures_are_measured_as_many_as_samples(measured, tmp_path):
+    """A Fréchet distance falls with n: the floor is that of the unguided run's n, of the first of more pictures."""
+    table = measured(real=described(tmp_path / "real.npz", 40, 3)).set_index(["run", "metric"])
+    with np.load(tmp_path / "real.npz") as real, np.load(tmp_path / "reference.npz") as reference:
+        expected = frechet_distance(*moments_of(real[FEATURES["fid"]][:16]), *moments_of(reference[FEATURES["fid"]]))
+    assert table.loc[("real", "fid"), "value"] == pytest.approx(expected, rel=1e-6)
+    assert table.loc[("real", "fid"), "n"] == 16
 
 
 def test_dfid_beyond_that_of_the_own_head_is_their_difference(measured):

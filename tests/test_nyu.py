@@ -306,10 +306,13 @@ def test_the_workflow_takes_whole_reference_pictures_from_the_dataset(nyu_root, 
     target = "results/nyu/metrics/downstream/reference_whole.csv"
     plan = snakemake(tmp_path, "-n", "-p", target, config="config/nyu.yaml")
     assert plan.returncode == 0, plan.stderr[-2000:]
-    (command,) = (line for line in (plan.stdout + plan.stderr).splitlines() if "dag downstream" in line)
+    lines = (plan.stdout + plan.stderr).splitlines()
+    (command,) = (line for line in lines if "dag downstream" in line)
     assert "--source reference_whole" in command
     assert f"--out {target}" in command
-    assert "--pictures" not in command
+    assert not {"--pictures", "--test"} & set(command.split())
+    # The dataset's squares are made before, so that another dataset, or other pictures of it, make the table anew.
+    assert {use for use in ("downstream", "test", "prior") if any(f"--use {use} " in line for line in lines)} == {"downstream", "test"}
 
 
 def test_networks_of_another_architecture_start_again(folder, monkeypatch, tmp_path):

@@ -394,3 +394,17 @@ def test_pairs_of_table_4_are_told_for_each_alignment():
         ("noise", "AbsRel: depth network trained on samples of dag, scale and shift alignment"),
     ]
     assert found[0].numbers.startswith("0.500 against 0.400, difference +0.100 [+0.050, +0.150]")
+    many = pd.concat([pd.DataFrame(frame)] * 4, ignore_index=True)
+    many["alignment"] = np.repeat(["none", "median", "scale_shift", "scale_shift_disparity"], 4)[: len(many)]
+    many["source"] = ["unguided", "dag", "unguided_judged", "dag_judged"] * 4
+    many["baseline"] = ["", "unguided", "", "unguided_judged"] * 4
+    told = page_summary.findings({"table4_downstream": dataclasses.replace(shown, frame=many)}, sheet(["baseline"]), 10)
+    assert len(told) == 8  # each, as no alignment's is the worst of all
+    assert "AbsRel: depth network trained on samples of dag_judged, alignment of disparity" in [f.what for f in told]
+
+
+def test_small_differences_have_digits_enough():
+    import page_tables
+
+    frame = pd.DataFrame({"abs_rel": [0.4, 0.4004], "abs_rel_diff": [np.nan, 0.0004], "fid": [17.05, 17.01], "fid_diff": [np.nan, -0.04]})
+    assert [page_tables.digits_of(frame, name) for name in frame] == [3, 4, 2, 3]

@@ -451,6 +451,28 @@ def test_sources_of_table_4_are_paired_by_the_seed_of_their_training():
     assert "Δ" not in alone.markdown()
 
 
+def test_what_differs_between_two_recipes_is_told():
+    import table_downstream
+
+    section = {"reference_whole": {"shape": [128, 160], "training": {"steps": 600, "batch_size": 16, "precision": "bf16"}}}
+    told = table_downstream._whole({**section, "training": {"steps": 200, "batch_size": 16, "warmup": 20}})
+    assert "(steps 600 instead of 200, precision bf16 instead of the default, warmup the default instead of 20)" in told
+
+
+def test_pairs_of_trainings_agree_with_closed_forms():
+    import intervals
+
+    mean, low, high, p = intervals.paired(np.array([1.0, 2.0, 3.0]))
+    assert (mean, high) == pytest.approx((2.0, 2.0 + 4.302653 / 3**0.5))  # Student's t, two degrees of freedom, sd 1
+    assert low == pytest.approx(4 - high)
+    assert p == pytest.approx(1 - 12**0.5 / (2 + 12) ** 0.5)  # t = 2 sqrt(3): closed for two degrees of freedom
+    one = intervals.paired(np.array([0.5]))
+    assert one[0] == 0.5
+    assert np.isnan(one[1:]).all()
+    assert np.isnan(intervals.paired(np.array([]))).all()
+    assert intervals.paired(np.zeros(3))[:3] == (0, 0, 0)  # of alike samples
+
+
 def test_intervals_agree_with_closed_forms():
     import intervals
 

@@ -41,10 +41,16 @@ WHOLE = {"shape": [64, 96], "architecture": {"imagenet": 4}, "training": {"steps
 
 
 def test_a_guided_source_of_table_4_is_compared_with_likewise_labelled_unguided_samples():
-    sources = {"unguided": "baseline", "dag": "both", "dag_judged": {"run": "both", "labels": "judged"}, "u_judged": {"run": "baseline", "labels": "judged"}}
+    sources = {
+        "unguided": "baseline",
+        "more": "equal_compute",
+        "dag": "both",
+        "dag_judged": {"run": "both", "labels": "judged"},
+        "u_judged": {"run": "baseline", "labels": "judged"},
+    }
     made = study(downstream__sources=sources)
     found = {source: made.baseline_source(source) for source in made.sources}
-    assert found == {"reference": None, "unguided": None, "dag": "unguided", "dag_judged": "u_judged", "u_judged": None, "constant": None}
+    assert found == {"reference": None, "unguided": None, "more": None, "dag": "unguided", "dag_judged": "u_judged", "u_judged": None, "constant": None}
     del made["downstream"]["sources"]["u_judged"]
     assert made.baseline_source("dag_judged") is None
 

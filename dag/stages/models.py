@@ -81,7 +81,7 @@ def train_depth(
         return images[rows], depth[rows]
 
     loss = augmented_depth_loss if augment else depth_loss
-    train(network, loss, batch, recipe, out, contents(images, depth, architecture=architecture, augment=augment))
+    train(network, loss, batch, recipe, out, contents(images, depth, architecture=architecture, augment=augment, turn=turn))
     return renew_statistics(network, images)
 
 

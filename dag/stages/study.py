@@ -137,10 +137,11 @@ class Study:
 
     def downstream_protocol(self) -> str:
         """How the numbers of table 4 are measured, in words."""
-        section, crop = self["downstream"], {"eigen": ", Eigen crop"}
-        size = "whole pictures at their own size" if section.get("whole") else f"squares of {self['domain']['size']} pixels"
-        whole = ", in-painted depth counted with the rest, each estimate the mean of those of a picture and its mirror image"
-        return f"{size}, depth below {self['depth']['far']:g} m{crop.get(section.get('crop'), '')}{whole if section.get('whole') else ''}"
+        section, whole = self["downstream"], self["downstream"].get("whole", False)
+        size = "whole pictures at their own size" if whole else f"squares of {self['domain']['size']} pixels"
+        parts = [size, f"depth below {self['depth']['far']:g} m"] + ["Eigen crop"] * (section.get("crop") == "eigen")
+        parts += ["in-painted depth counted with the rest"] * (self.domain_of("test")["name"] == "nyu")
+        return ", ".join(parts + ["each estimate the mean of those of a picture and its mirror image"] * whole)
 
     def labels_of(self, source: str) -> str:
         """Who labels the pictures of a source of table 4: "strong" or "judged"."""
@@ -149,7 +150,8 @@ class Study:
 
     def baseline_source(self, source: str) -> str | None:
         """The source of table 4 that is what a guided one is compared with: unguided samples of the same seeds, labelled by the same; None of others."""
-        baseline = self.baseline_of(run) if (run := self.run_of(source)) else None
+        run = self.run_of(source)
+        baseline = self.baseline_of(run) if run and self._guided()[run] else None
         alike = (other for other in self["downstream"]["sources"] if self.run_of(other) == baseline and self.labels_of(other) == self.labels_of(source))
         return next(alike, None) if baseline else None
 

@@ -1,14 +1,17 @@
 # A depth network trained on reference or generated pairs, tested on held-out scenes (Table 4).
 
 
-WHOLE_PICTURES = config["downstream"].get("whole", False)  # pictures are measured whole, as the dataset has them
+# Whole pictures are read from the dataset itself; the files of squares are inputs all the same, made anew where the dataset is another.
+WHOLE_PICTURES = config["downstream"].get("whole", False)
 
 
 def downstream_pictures(wildcards):
-    if WHOLE_PICTURES and wildcards.source in ("reference_whole", "constant"):  # read from the dataset itself
-        return []
     run = STUDY.run_of(wildcards.source)
     return f"{RESULTS}/samples/{run}.npz" if run else f"{RESULTS}/data/downstream.npz"
+
+
+def pictures_option(wildcards, input):
+    return "" if WHOLE_PICTURES and wildcards.source in ("reference_whole", "constant") else f"--pictures {input.pictures}"
 
 
 def downstream_labels(wildcards):
@@ -16,15 +19,11 @@ def downstream_labels(wildcards):
     return f"{RESULTS}/judged/{run}.npz" if run else []
 
 
-# Whole pictures are read from the dataset.
-downstream_stamp = domain_stamp if WHOLE_PICTURES else stamp
-
-
 rule downstream:
     input:
         pictures=downstream_pictures,
         judged=downstream_labels,
-        test=[] if WHOLE_PICTURES else f"{RESULTS}/data/test.npz",
+        test=f"{RESULTS}/data/test.npz",
     output:
         f"{RESULTS}/metrics/downstream/{{source}}.csv",
     log:
@@ -41,9 +40,9 @@ rule downstream:
         gpu=GPU,
     params:
         command=dag("downstream"),
-        pictures=lambda w, input: f"--pictures {input.pictures}" if input.pictures else "",
-        test=lambda w, input: f"--test {input.test}" if input.test else "",
+        pictures=pictures_option,
+        test=lambda w, input: "" if WHOLE_PICTURES else f"--test {input.test}",
         judged=lambda w, input: f"--judged {input.judged}" if input.judged else "",
-        stamp=lambda w: downstream_stamp("downstream", *STUDY.downstream_keys(w.source), "depth", "data.downstream"),
+        stamp=lambda w: stamp("downstream", *STUDY.downstream_keys(w.source), "depth", "data.downstream"),
     shell:
         "{params.command} --source {wildcards.source} {params.pictures} {params.test} {params.judged} --out {output} 2> {log}"

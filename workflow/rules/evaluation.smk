@@ -149,7 +149,7 @@ rule measure:
         command=dag("measure", apart=True),
         runs=FINAL,
         earlier=f"--earlier {RESULTS}/metrics/sweep.csv" if SWEEP else "",
-        stamp=stamp("evaluation", "evaluation"),
+        stamp=stamp("evaluation", "evaluation", "figures.unguided"),
     shell:
         "{params.command} --runs {params.runs} --judged {input.judged} --reference {input.reference} --moments {input.moments}"
         " --real {input.real} {params.earlier} --out {output} 2> {log}"

@@ -16,6 +16,7 @@ from table_format import SIGNIFICANT
 BETTER, NOISE, WORSE = "better", "noise", "worse"
 VERDICTS = {BETTER: "improved", NOISE: "within noise", WORSE: "got worse"}
 _AGAIN = ("of", "images", "alignment")  # what tells rows of a run apart
+_ALIGNED = {"none": "no alignment", "scale_shift": "scale and shift alignment", "scale_shift_disparity": "alignment of disparity"}
 _FEW = 5  # differences of a table that are told one by one; more are counted
 
 
@@ -65,7 +66,7 @@ def differences(table: ShownTable, runs: pd.DataFrame) -> list[Difference]:
         names = [metric, *(f"{metric}_diff{part}" for part in ("", "_low", "_high"))]
         if not set(names) <= set(frame.columns):
             continue
-        digits = digits_of(frame, metric)
+        digits, finer = digits_of(frame, metric), digits_of(frame, f"{metric}_diff")
         # A run is in a table once, or once for every set of features and every U-Net; a source of table 4 for every alignment.
         values = {(row[table.key], *map(row.get, _AGAIN)): row for row in frame.to_dict("records")}
         for said, row in zip(labels, frame.to_dict("records"), strict=True):
@@ -73,7 +74,7 @@ def differences(table: ShownTable, runs: pd.DataFrame) -> list[Difference]:
                 continue
             baseline = values.get((row.get("baseline"), *map(row.get, _AGAIN)))
             diff, low, high = (float(row[name]) for name in names[1:])
-            between = f"{signed(diff, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
+            between = f"{signed(diff, finer)} [{signed(low, finer)}, {signed(high, finer)}]"
             texts = with_interval(row, metric, digits), with_interval(baseline, metric, digits) if baseline else "", between
             found.append(Difference(table.name, str(row[table.key]), said, metric, diff, low, high, float(row.get(f"{metric}_p", "nan")), *texts))
     return found
@@ -87,7 +88,7 @@ def _labels_of(table: ShownTable, runs: pd.DataFrame) -> list[str]:
     for row in rows:
         words = next((row[column] for column in ("what", "changed") if isinstance(row.get(column), str)), None)
         if "alignment" in row:
-            how = {"none": "no alignment"}.get(row["alignment"], f"{row['alignment'].replace('_', ' and ')} alignment")
+            how = _ALIGNED.get(row["alignment"], f"{row['alignment']} alignment")
             words = f"depth network trained on samples of {row['source']}, {how}"
         name = words or label(str(row[table.key]), own)
         said.append(name + (f", {row['of'].lower()}" if "of" in row else "") + (f", U-Net of {row['images']:,} images" if "images" in row else ""))
@@ -143,7 +144,7 @@ def _told(table: ShownTable, found: list[Difference]) -> Iterator[Finding]:
         found = [d if d.label.startswith("guided") else replace(d, label=f"control: {d.label}") for d in found]
     for metric in dict.fromkeys(d.metric for d in found):
         rows = [d for d in found if d.metric == metric]
-        if len(rows) <= _FEW:
+        if len(rows) <= _FEW or "alignment" in table.frame:  # errors under different alignments have no best and no worst
             yield from (Finding(d.verdict, f"{NAMES[metric]}: {d.label}", d.numbers, table.name) for d in rows)
             continue
         for verdict in VERDICTS:

@@ -104,8 +104,9 @@ def with_interval(row: Mapping, name: str, digits: int, sign: bool = False) -> s
 
 
 def digits_of(frame: pd.DataFrame, name: str) -> int:
-    """Decimals with which a column is shown."""
-    return decimals(frame[name])
+    """Decimals with which a column is shown: a difference with those of its metric, and with more where it has hardly two digits then."""
+    base = name.removesuffix("_diff")
+    return decimals(frame[base]) if base == name else max(decimals(frame[base]), decimals(frame[name], significant=2, most=4))
 
 
 def _columns(frame: pd.DataFrame):
@@ -119,9 +120,9 @@ def _columns(frame: pd.DataFrame):
         taken |= set(parts)
         base = name.removesuffix("_diff")
         measured = base != name and base in frame
-        digits = 3 if name.endswith("_p") else _DIGITS.get(name)
+        digits = 3 if name.endswith("_p") else digits_of(frame, name) if measured else _DIGITS.get(name)
         chance = f"{base}_p" if measured and interval and f"{base}_p" in frame else None
-        column = Column(name, name, interval, digits, digits_of=base if measured else None, signed=measured, p=chance)
+        column = Column(name, name, interval, digits, signed=measured, p=chance)
         yield title(name), parts, column.texts(frame)
 
 

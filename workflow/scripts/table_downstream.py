@@ -13,8 +13,9 @@ READERS = {"abs_rel": "AbsRel ↓", "rmse": "RMSE (m) ↓", "log10": "log10 ↓"
 _ALIGNMENTS = {"none": "No alignment (metres)", "median": "Median-aligned", "scale_shift": "Scale-and-shift-aligned"}
 _ALIGNMENTS["scale_shift_disparity"] = "Scale and shift of disparity aligned"
 _PAIRED = (
-    " Δ: guided less unguided samples with the same labels, paired by the training's seed, which gives both the same first weights and the same order"
-    " of pictures [95 % interval by Student's t]; * where it leaves out 0."
+    " Δ: guided less unguided samples whose labels come from the same network, paired by the training's seed, which gives both the same first weights and"
+    " the same order of pictures [95 % interval by Student's t, of these samples and test images]; * where it leaves out 0, not corrected for the number of"
+    " rows."
 )
 _NYU = "Published, for context only: NYU-Depth v2, unverified, by networks trained on other pictures and many more of them; not comparable."
 _OTHER = "Published, for context only: NYU-Depth v2, unverified; not comparable with the numbers above."
@@ -68,7 +69,8 @@ def build(
 
 def _whole(section: dict) -> str:
     (height, width), own, others = section["reference_whole"]["shape"], section["reference_whole"]["training"], section["training"]
-    told = ", ".join(f"{key.replace('_', ' ')} {own[key]} instead of {others.get(key, 'the default')}" for key in own if own[key] != others[key])
+    pairs = {key: (own.get(key, "the default"), others.get(key, "the default")) for key in {**own, **others}}
+    told = ", ".join(f"{key.replace('_', ' ')} {value} instead of {other}" for key, (value, other) in pairs.items() if value != other)
     return f" reference_whole: whole photographs, scaled to {height} x {width} pixels, with a training of their own ({told})."
 
 

@@ -114,13 +114,13 @@ def as_written(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.apply(lambda column: column.map(lambda number: float(CSV % number)) if pd.api.types.is_float_dtype(column) else column)
 
 
-def decimals(values: pd.Series, significant: int = 4) -> int:
-    """Decimals that show a column's typical number with so many significant digits, three at the most; 0 for text and whole numbers."""
+def decimals(values: pd.Series, significant: int = 4, most: int = 3) -> int:
+    """Decimals, at most so many, that show a column's typical number with so many significant digits; 0 for text and whole numbers."""
     numbers = pd.to_numeric(values, errors="coerce").dropna().abs()
     if numbers.empty or (numbers % 1 == 0).all():
         return 0
     typical = max(float(numbers.median()), 1e-3)
-    return int(np.clip(significant - 1 - np.floor(np.log10(typical)), 0, 3))
+    return int(np.clip(significant - 1 - np.floor(np.log10(typical)), 0, most))
 
 
 def published_block(published: pd.DataFrame, table: str, title: str) -> list[Block]:
