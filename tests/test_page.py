@@ -390,8 +390,8 @@ def test_pairs_of_table_4_are_told_for_each_alignment():
     shown = dataclasses.replace(table(run=[]), name="table4_downstream", frame=pd.DataFrame(frame))
     found = page_summary.findings({"table4_downstream": shown}, sheet(["baseline"]), 10)
     assert [(f.verdict, f.what) for f in found] == [
-        ("worse", "AbsRel: depth network trained on samples of dag, no alignment"),
-        ("noise", "AbsRel: depth network trained on samples of dag, scale and shift alignment"),
+        ("worse", "AbsRel: depth network trained on samples of dag, no alignment (metres)"),
+        ("noise", "AbsRel: depth network trained on samples of dag, scale-and-shift-aligned"),
     ]
     assert found[0].numbers.startswith("0.500 against 0.400, difference +0.100 [+0.050, +0.150]")
     many = pd.concat([pd.DataFrame(frame)] * 4, ignore_index=True)
@@ -400,11 +400,16 @@ def test_pairs_of_table_4_are_told_for_each_alignment():
     many["baseline"] = ["", "unguided", "", "unguided_judged"] * 4
     told = page_summary.findings({"table4_downstream": dataclasses.replace(shown, frame=many)}, sheet(["baseline"]), 10)
     assert len(told) == 8  # each, as no alignment's is the worst of all
-    assert "AbsRel: depth network trained on samples of dag_judged, alignment of disparity" in [f.what for f in told]
+    assert "AbsRel: depth network trained on samples of dag_judged, scale and shift of disparity aligned" in [f.what for f in told]
 
 
 def test_small_differences_have_digits_enough():
-    import page_tables
+    from table_format import Column
 
     frame = pd.DataFrame({"abs_rel": [0.4, 0.4004], "abs_rel_diff": [np.nan, 0.0004], "fid": [17.05, 17.01], "fid_diff": [np.nan, -0.04]})
-    assert [page_tables.digits_of(frame, name) for name in frame] == [3, 4, 2, 3]
+    assert [Column(name, name, difference_of=name.removesuffix("_diff") if "_diff" in name else None).texts(frame)[1] for name in frame] == [
+        "0.400",
+        "+0.0004",
+        "17.01",
+        "−0.040",
+    ]

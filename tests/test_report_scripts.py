@@ -282,7 +282,7 @@ def test_cells_round_numbers_and_mark_what_is_missing():
 
     frame = pd.DataFrame({"x": [15.7132, np.nan, 3.0], "x_low": [14.0, np.nan, np.nan], "x_high": [17.26, np.nan, np.nan], "name": ["a", "b", "c"]})
     assert Column("x", "x", interval=True, digits=1).texts(frame) == ["15.7 [14.0, 17.3]", "–", "3.0"]
-    assert Column("x", "x", digits=0, signed=True).texts(frame[["x"]] - 4) == ["+12", "–", "−1"]
+    assert Column("x", "x", digits=0, difference_of="x").texts(frame[["x"]] - 4) == ["+12", "–", "−1"]
     assert Column("n", "name").texts(frame) == ["a", "b", "c"]
 
 
@@ -449,6 +449,14 @@ def test_sources_of_table_4_are_paired_by_the_seed_of_their_training():
     assert "paired" in table.footnote
     alone = table_downstream.build(errors, published())
     assert "Δ" not in alone.markdown()
+
+
+def test_every_alignment_has_words():
+    import table_downstream
+
+    from dag.metrics.depth_errors import ALIGNMENTS
+
+    assert set(table_downstream.ALIGNMENTS) == set(ALIGNMENTS)
 
 
 def test_what_differs_between_two_recipes_is_told():

@@ -232,7 +232,7 @@ def _floor(table: page_tables.ShownTable) -> list[str]:
     """What real images score, for comparison."""
     real = table.frame[table.frame["run"] == "real"].to_dict("records")
     metrics = [metric for metric in page_tables.NAMES if metric in table.frame]
-    return [f"{page_tables.NAMES[m]} {page_tables.with_interval(row, m, page_tables.digits_of(table.frame, m))}" for row in real for m in metrics]
+    return [f"{page_tables.NAMES[m]} {page_tables.text_of(table.frame, row, m)}" for row in real for m in metrics]
 
 
 def _bars(metric: str, rows: list[page_summary.Difference]) -> dict:

@@ -6,7 +6,7 @@ import page_summary
 import pandas as pd
 from page_pictures import weights
 from page_summary import BETTER, NOISE, WORSE, Difference, Finding, apart
-from page_tables import LOWER, NAMES, ShownTable, digits_of, with_interval
+from page_tables import LOWER, NAMES, ShownTable, text_of
 
 
 def brief(tables: Mapping[str, ShownTable], runs: pd.DataFrame, config: Mapping) -> list[Finding]:
@@ -29,7 +29,7 @@ def _readable(table: ShownTable, guide: int) -> Iterator[Finding]:
         verdict = apart(strong, constant, "abs_rel")
         words = {BETTER: "can be read from", NOISE: "cannot be told from", WORSE: "is misread from"}[verdict]
         what = f"Depth {words} the frozen model's features: AbsRel of the strong head, {guide} labels, t = {strong['t']}, against one constant map"
-        yield Finding(verdict, what, f"{_number(table, strong, 'abs_rel')} against {_number(table, constant, 'abs_rel')}", table.name)
+        yield Finding(verdict, what, f"{text_of(table.frame, strong, 'abs_rel')} against {text_of(table.frame, constant, 'abs_rel')}", table.name)
 
 
 def _guided(table: ShownTable, runs: pd.DataFrame, guided: str) -> Iterator[Finding]:
@@ -66,7 +66,7 @@ def _downstream(table: ShownTable, runs: pd.DataFrame) -> Iterator[Finding]:
     for first in [d for d in page_summary.differences(table, runs) if d.metric == "abs_rel"][:1]:
         words = {BETTER: "more from guided samples than", NOISE: "from guided samples neither more nor less than", WORSE: "less from guided samples than"}
         real = table.frame[table.frame["source"] == "reference"].to_dict("records")[:1]
-        numbers = first.numbers + "".join(f"; from real ones {_number(table, row, 'abs_rel')}" for row in real)
+        numbers = first.numbers + "".join(f"; from real ones {text_of(table.frame, row, 'abs_rel')}" for row in real)
         yield Finding(first.verdict, f"A depth network learns {words[first.verdict]} from unguided ones: AbsRel on real images", numbers, table.name)
 
 
@@ -75,7 +75,3 @@ def _moves(difference: Difference) -> str:
     if difference.verdict == NOISE:
         return "changes by no more than chance can"
     return "falls" if (difference.verdict == BETTER) == (difference.metric in LOWER) else "rises"
-
-
-def _number(table: ShownTable, row: Mapping, metric: str) -> str:
-    return with_interval(row, metric, digits_of(table.frame, metric))

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 from page_pictures import kind, weights
-from page_tables import LOWER, NAMES, ShownTable, digits_of, signed, with_interval
+from page_tables import LOWER, NAMES, ShownTable, text_of
+from table_downstream import ALIGNMENTS
 from table_format import SIGNIFICANT
 
 BETTER, NOISE, WORSE = "better", "noise", "worse"
 VERDICTS = {BETTER: "improved", NOISE: "within noise", WORSE: "got worse"}
 _AGAIN = ("of", "images", "alignment")  # what tells rows of a run apart
-_ALIGNED = {"none": "no alignment", "scale_shift": "scale and shift alignment", "scale_shift_disparity": "alignment of disparity"}
 _FEW = 5  # differences of a table that are told one by one; more are counted
 
 
@@ -66,7 +66,6 @@ def differences(table: ShownTable, runs: pd.DataFrame) -> list[Difference]:
         names = [metric, *(f"{metric}_diff{part}" for part in ("", "_low", "_high"))]
         if not set(names) <= set(frame.columns):
             continue
-        digits, finer = digits_of(frame, metric), digits_of(frame, f"{metric}_diff")
         # A run is in a table once, or once for every set of features and every U-Net; a source of table 4 for every alignment.
         values = {(row[table.key], *map(row.get, _AGAIN)): row for row in frame.to_dict("records")}
         for said, row in zip(labels, frame.to_dict("records"), strict=True):
@@ -74,8 +73,7 @@ def differences(table: ShownTable, runs: pd.DataFrame) -> list[Difference]:
                 continue
             baseline = values.get((row.get("baseline"), *map(row.get, _AGAIN)))
             diff, low, high = (float(row[name]) for name in names[1:])
-            between = f"{signed(diff, finer)} [{signed(low, finer)}, {signed(high, finer)}]"
-            texts = with_interval(row, metric, digits), with_interval(baseline, metric, digits) if baseline else "", between
+            texts = text_of(frame, row, metric), text_of(frame, baseline, metric) if baseline else "", text_of(frame, row, f"{metric}_diff")
             found.append(Difference(table.name, str(row[table.key]), said, metric, diff, low, high, float(row.get(f"{metric}_p", "nan")), *texts))
     return found
 
@@ -88,8 +86,7 @@ def _labels_of(table: ShownTable, runs: pd.DataFrame) -> list[str]:
     for row in rows:
         words = next((row[column] for column in ("what", "changed") if isinstance(row.get(column), str)), None)
         if "alignment" in row:
-            how = _ALIGNED.get(row["alignment"], f"{row['alignment']} alignment")
-            words = f"depth network trained on samples of {row['source']}, {how}"
+            words = f"depth network trained on samples of {row['source']}, {ALIGNMENTS[row['alignment']]}"
         name = words or label(str(row[table.key]), own)
         said.append(name + (f", {row['of'].lower()}" if "of" in row else "") + (f", U-Net of {row['images']:,} images" if "images" in row else ""))
     return [name if said.count(name) == 1 and "what" not in row else f"{name}, run {row[table.key]}" for name, row in zip(said, rows, strict=True)]
@@ -175,8 +172,7 @@ def apart(first: Mapping, second: Mapping, metric: str) -> str:
 
 def _compared(table: ShownTable, what: str, first: Mapping, second: Mapping, metric: str = "abs_rel") -> Finding:
     """Two rows of a table beside each other."""
-    digits = digits_of(table.frame, metric)
-    one, other = (with_interval(row, metric, digits) for row in (first, second))
+    one, other = (text_of(table.frame, row, metric) for row in (first, second))
     return Finding(apart(first, second, metric), f"{NAMES[metric]}: {what}", f"{one} against {other}", table.name)
 
 

@@ -9,7 +9,7 @@ import run_rows
 import table_distances
 import table_downstream
 import table_geometry
-from table_format import Column, decimals
+from table_format import Column, digits_of
 
 # Measurements for readers, with an arrow in the direction in which they are better, as the tables call them.
 TITLES = {
@@ -93,20 +93,17 @@ def title(column: str) -> str:
     return _OTHERS.get(column, column)
 
 
-def signed(number: float, digits: int) -> str:
-    """A difference as text."""
-    return f"{number:+,.{digits}f}".replace("-", "−")
+def text_of(frame: pd.DataFrame, row: Mapping, name: str) -> str:
+    """ "value [low, high]" of a row's column `name`, or the value alone where no interval is known, with the decimals of that column of the frame."""
+    base = _base(frame, name)
+    digits = digits_of(frame, name, base)
+    return Column(name, name, f"{name}_low" in row, digits, base).texts(pd.DataFrame([row]))[0]
 
 
-def with_interval(row: Mapping, name: str, digits: int, sign: bool = False) -> str:
-    """ "value [low, high]" of a row's column `name`, or the value alone where no interval is known."""
-    return Column(name, name, interval=f"{name}_low" in row, digits=digits, signed=sign).texts(pd.DataFrame([row]))[0]
-
-
-def digits_of(frame: pd.DataFrame, name: str) -> int:
-    """Decimals with which a column is shown: a difference with those of its metric, and with more where it has hardly two digits then."""
+def _base(frame: pd.DataFrame, name: str) -> str | None:
+    """The column whose differences column `name` has, if it has any."""
     base = name.removesuffix("_diff")
-    return decimals(frame[base]) if base == name else max(decimals(frame[base]), decimals(frame[name], significant=2, most=4))
+    return base if base != name and base in frame else None
 
 
 def _columns(frame: pd.DataFrame):
@@ -118,11 +115,10 @@ def _columns(frame: pd.DataFrame):
         interval = all(f"{name}{part}" in frame for part in _INTERVAL)
         parts = [f"{name}{part}" for part in _INTERVAL] if interval else [name]
         taken |= set(parts)
-        base = name.removesuffix("_diff")
-        measured = base != name and base in frame
-        digits = 3 if name.endswith("_p") else digits_of(frame, name) if measured else _DIGITS.get(name)
-        chance = f"{base}_p" if measured and interval and f"{base}_p" in frame else None
-        column = Column(name, name, interval, digits, signed=measured, p=chance)
+        base = _base(frame, name)
+        digits = 3 if name.endswith("_p") else _DIGITS.get(name)
+        chance = f"{base}_p" if base and interval and f"{base}_p" in frame else None
+        column = Column(name, name, interval, digits, base, chance)
         yield title(name), parts, column.texts(frame)
 
 

@@ -57,14 +57,14 @@ def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid
         title = TITLES[metric]
         columns.append(Column(f"{title} ↓", metric, interval=True))
         if frame[f"{metric}_diff"].notna().any():
-            delta = Column(f"Δ{title}", f"{metric}_diff", interval=True, digits_of=metric, signed=True, p=f"{metric}_p")
+            delta = Column(f"Δ{title}", f"{metric}_diff", interval=True, difference_of=metric, p=f"{metric}_p")
             columns += [delta, Column("p", f"{metric}_p", digits=3)]
     return columns
 
 
 def own_head_columns(frame: pd.DataFrame) -> list[Column]:
     """`metric_columns` of all METRICS, and the self-flattery of guidance, which `OWN_HEAD` explains."""
-    flattery = Column("self-flattery", f"{GAP}_diff", interval=True, digits_of="dfid", signed=True, p=f"{GAP}_p")
+    flattery = Column("self-flattery", f"{GAP}_diff", interval=True, difference_of="dfid", p=f"{GAP}_p")
     return [*metric_columns(frame, METRICS), flattery, Column("p", f"{GAP}_p", digits=3)]
 
 
@@ -76,7 +76,7 @@ def by_protocol(frame: pd.DataFrame, columns: list[Column], title: str = "") -> 
     blocks = []
     for (extractor, dims, n), rows in groups:
         # Distances have intervals, their differences signs beside.
-        told = [replace(c, title=f"{c.title} {extractor}, n = {n}") if c.interval and not c.signed else c for c in columns]
+        told = [replace(c, title=f"{c.title} {extractor}, n = {n}") if c.interval and not c.difference_of else c for c in columns]
         how = "" if len(groups) == 1 else f"{extractor}, {dims} dimensions, n = {n}"
         blocks.append(Block(": ".join(filter(None, (title, how))), marked(rows), told))
     return blocks

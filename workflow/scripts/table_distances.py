@@ -22,7 +22,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, table: str = "table1") ->
             for number in ("value", "low", "high", "diff", "diff_low", "diff_high"):
                 frame[kind + {"value": ""}.get(number, f"_{number}")] = rows[number].to_numpy() * _SCALE.get(kind, 1)
             frame[f"{kind}_p"] = rows["p"].to_numpy()
-            columns += [Column(heading, kind, interval=True), Column("Δ", f"{kind}_diff", interval=True, digits_of=kind, signed=True, p=f"{kind}_p")]
+            columns += [Column(heading, kind, interval=True), Column("Δ", f"{kind}_diff", interval=True, difference_of=kind, p=f"{kind}_p")]
         for fact in (*run_rows.PROTOCOL, "baseline"):
             frame[fact] = rows[fact].to_numpy()
         parts.append(frame.assign(of=title))

@@ -10,8 +10,8 @@ from table_format import Block, Column, Table, published_block
 ERRORS = ["abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "si_log", "delta1", "delta2", "delta3"]
 PAIRED = ["abs_rel", "delta1"]
 READERS = {"abs_rel": "AbsRel ↓", "rmse": "RMSE (m) ↓", "log10": "log10 ↓", "delta1": "δ<1.25 ↑", "delta2": "δ<1.25² ↑", "delta3": "δ<1.25³ ↑"}
-_ALIGNMENTS = {"none": "No alignment (metres)", "median": "Median-aligned", "scale_shift": "Scale-and-shift-aligned"}
-_ALIGNMENTS["scale_shift_disparity"] = "Scale and shift of disparity aligned"
+ALIGNMENTS = {"none": "no alignment (metres)", "median": "median-aligned", "scale_shift": "scale-and-shift-aligned"}
+ALIGNMENTS["scale_shift_disparity"] = "scale and shift of disparity aligned"
 _PAIRED = (
     " Δ: guided less unguided samples whose labels come from the same network, paired by the training's seed, which gives both the same first weights and"
     " the same order of pictures [95 % interval by Student's t, of these samples and test images]; * where it leaves out 0, not corrected for the number of"
@@ -51,8 +51,8 @@ def build(
     for name, title in READERS.items():
         columns.append(Column(title, name, interval=True, digits=3))
         if name in PAIRED and frame[f"{name}_diff"].notna().any():
-            columns.append(Column(f"Δ{title.rstrip(' ↓↑')}", f"{name}_diff", interval=True, digits=4, signed=True, p=f"{name}_p"))
-    blocks = [Block(_ALIGNMENTS.get(how, how), rows, columns) for how, rows in frame.groupby("alignment", sort=False)]
+            columns.append(Column(f"Δ{title.rstrip(' ↓↑')}", f"{name}_diff", interval=True, difference_of=name, p=f"{name}_p"))
+    blocks = [Block(ALIGNMENTS[how][0].upper() + ALIGNMENTS[how][1:], rows, columns) for how, rows in frame.groupby("alignment", sort=False)]
     told = {"reference_whole": _whole(section)} if section and "reference_whole" in section else {}
     told |= {"constant_disparity": " constant_disparity: the mean training disparity map.", "flat": " flat: the image's own median depth everywhere."}
     return Table(

@@ -34,7 +34,8 @@ _TEX = str.maketrans(
 class Column:
     """A column for readers: "value", or "value [low, high]" where `interval` is set, from `value`, `value`_low, `value`_high of the frame.
 
-    digits: decimals; None: as many as the column `digits_of` (default: this one) needs for four significant digits; text is kept as it is.
+    difference_of: the column whose differences this one has: they are written with a sign.
+    digits: decimals; None: as many as `digits_of` says; text is kept as it is.
     p: the column of p-values; a number whose p is below 0.05 and whose interval leaves out zero gets a star.
     """
 
@@ -42,12 +43,11 @@ class Column:
     value: str
     interval: bool = False
     digits: int | None = None
-    digits_of: str | None = None
-    signed: bool = False
+    difference_of: str | None = None
     p: str | None = None
 
     def texts(self, frame: pd.DataFrame) -> list[str]:
-        digits = decimals(frame[self.digits_of or self.value]) if self.digits is None else self.digits
+        digits = digits_of(frame, self.value, self.difference_of) if self.digits is None else self.digits
         parts = [self.value, f"{self.value}_low", f"{self.value}_high"] if self.interval else [self.value]
         frame = as_written(frame[list(dict.fromkeys([*parts, self.p or self.value]))])
         stars = ["*" if self.p and row[self.p] < SIGNIFICANT and row[parts[1]] * row[parts[2]] > 0 else "" for _, row in frame.iterrows()]
@@ -62,7 +62,7 @@ class Column:
             return numbers[0]
         if pd.isna(numbers[0]):
             return MISSING
-        value, *interval = (f"{number:{'+' if self.signed else ''},.{digits}f}".replace("-", "−") for number in numbers)
+        value, *interval = (f"{number:{'+' if self.difference_of else ''},.{digits}f}".replace("-", "−") for number in numbers)
         return value if not interval or pd.isna(numbers[1]) else f"{value} [{interval[0]}, {interval[1]}]"
 
 
@@ -121,6 +121,13 @@ def decimals(values: pd.Series, significant: int = 4, most: int = 3) -> int:
         return 0
     typical = max(float(numbers.median()), 1e-3)
     return int(np.clip(significant - 1 - np.floor(np.log10(typical)), 0, most))
+
+
+def digits_of(frame: pd.DataFrame, name: str, difference_of: str | None = None) -> int:
+    """Decimals with which a column is shown: a difference with those of its metric, and with more where it has hardly two digits then."""
+    if difference_of is None:
+        return decimals(frame[name])
+    return max(decimals(frame[difference_of]), decimals(frame[name], significant=2, most=4))
 
 
 def published_block(published: pd.DataFrame, table: str, title: str) -> list[Block]:

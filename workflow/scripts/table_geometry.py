@@ -29,7 +29,7 @@ def build(scores: pd.DataFrame, baselines: dict[str, str]) -> Table:
     for score, title in SCORES.items():
         columns.append(Column(title, score, interval=True, digits=2))
         if f"{score}_diff" in frame:
-            columns.append(Column("Δ", f"{score}_diff", interval=True, digits=2, signed=True, p=f"{score}_p"))
+            columns.append(Column("Δ", f"{score}_diff", interval=True, digits=2, difference_of=score, p=f"{score}_p"))
     return Table(
         frame,
         "Geometry: how much the depth of samples looks like a box room",
