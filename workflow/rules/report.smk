@@ -481,13 +481,13 @@ rule manifest:
         "../scripts/manifest.py"
 
 
-# On demand: the README shows tables of a study that it has a place for.
+# On demand: README and docs/results.md show tables of a study that they have a place for.
 rule readme:
     input:
         [file for file in TABLES if file.endswith(".md")],
     localrule: True
     params:
-        readme="README.md",
+        pages=["README.md", "docs/results.md"],
         study=config["study"],
     script:
         "../scripts/readme.py"
