@@ -9,6 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
+from dag.metrics.bootstrap import bootstrap
 from dag.metrics.distances import METRICS, Moments, Reference, fd_infinity, frechet_distance, kid, moments, paired_bootstrap, precision_recall
 
 
@@ -167,7 +168,7 @@ def estimates(draws: int, n: int, d: int, metric: str, **options) -> np.ndarray:
     for seed in range(draws):
         baseline = 0.1 + 1.2 * rng.standard_normal((n, d)) * spectrum
         features = baseline + 0.36 * rng.standard_normal((n, d)) * spectrum
-        e = paired_bootstrap(real, features, baseline, metric=metric, permutations=0, seed=seed, **options)
+        e = paired_bootstrap(real, features, baseline, metric=metric, seed=seed, **options)
         found.append(((e.value, e.low, e.high), (e.diff, e.diff_low, e.diff_high)))
     return np.moveaxis(found, 0, 2)
 
@@ -188,29 +189,40 @@ def test_bootstrap_intervals_are_as_wide_as_the_numbers_spread(metric, n, d):
 
 def test_bootstrap_of_a_planted_difference():
     truth, baseline = Reference(*moments(rows(1000, 10))), 0.3 + rows(100, 10, seed=1)
-    estimate = paired_bootstrap(truth, baseline - 0.3, baseline, permutations=199)
+    estimate = paired_bootstrap(truth, baseline - 0.3, baseline)
     assert estimate.value == pytest.approx(truth.distance(baseline - 0.3), rel=1e-9)
     assert estimate.diff == pytest.approx(truth.distance(baseline - 0.3) - truth.distance(baseline), rel=1e-9)
     assert estimate.low < estimate.value < estimate.high
     assert estimate.diff_low < estimate.diff < estimate.diff_high < 0
-    assert estimate.p == pytest.approx(1 / 200)
+    assert estimate.p < 1e-6
 
 
 def test_bootstrap_pairs_cancel_what_the_seeds_share():
     truth, baseline = Reference(*moments(rows(1000, 10))), 1.5 * rows(100, 10, seed=1)
-    paired = paired_bootstrap(truth, 0.97 * baseline, baseline, permutations=1)
-    shuffled = paired_bootstrap(truth, 0.97 * baseline[np.random.default_rng(0).permutation(100)], baseline, permutations=1)
+    paired = paired_bootstrap(truth, 0.97 * baseline, baseline)
+    shuffled = paired_bootstrap(truth, 0.97 * baseline[np.random.default_rng(0).permutation(100)], baseline)
     assert paired.diff == pytest.approx(shuffled.diff)
     assert paired.diff_high - paired.diff_low < 0.3 * (shuffled.diff_high - shuffled.diff_low)
 
 
-def test_bootstrap_p_values_are_level_where_nothing_differs():
-    truth = Reference(*moments(rows(1000, 4)))
-    p = []
+def test_p_values_of_a_mean_are_those_of_the_paired_t_test():
+    from scipy.stats import ttest_rel
+
+    for shift in (0.0, 0.02, 0.05):
+        values = rows(200, 1, seed=5)[:, 0]
+        pair = np.concatenate([values + shift + 0.2 * rows(200, 1, seed=6)[:, 0], values])
+        found = bootstrap(lambda chosen, pair=pair: float(pair[chosen].mean()), 200, paired=True, resamples=2000)
+        assert found.p == pytest.approx(ttest_rel(pair[:200], pair[200:]).pvalue, abs=0.02)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_p_values_are_level_where_both_are_equally_far(shift):
+    """Also where every sample has moved the same way, from one side of the reference to the other."""
+    truth, p = Reference(np.zeros(4), np.eye(4)), []
     for seed in range(100):
-        shared = rows(20, 4, seed=3 * seed)
-        pair = [shared + 0.3 * rows(20, 4, seed=3 * seed + i) for i in (1, 2)]
-        p.append(paired_bootstrap(truth, *pair, resamples=2, permutations=39, seed=seed).p)
+        shared = rows(60, 4, seed=3 * seed)
+        pair = [shared + side * shift / 2 + 0.3 * rows(60, 4, seed=3 * seed + i) for i, side in ((1, -1), (2, 1))]
+        p.append(paired_bootstrap(truth, *pair, resamples=100, seed=seed).p)
     assert 0.35 < np.mean(p) < 0.65
     assert np.mean(np.array(p) <= 0.1) < 0.2
 
@@ -218,7 +230,7 @@ def test_bootstrap_p_values_are_level_where_nothing_differs():
 @pytest.mark.parametrize("d", [10, 60])
 def test_bootstrap_alone_and_with_itself(d):
     truth, features = Reference(*moments(rows(1000, d))), rows(40, d, seed=1)
-    alone, with_itself = paired_bootstrap(truth, features), paired_bootstrap(truth, features, features, permutations=9)
+    alone, with_itself = paired_bootstrap(truth, features), paired_bootstrap(truth, features, features)
     assert (alone.diff, alone.diff_low, alone.diff_high, alone.p) == (None, None, None, None)
     assert (alone.n, alone.low, alone.high) == (40, pytest.approx(with_itself.low), pytest.approx(with_itself.high))
     assert with_itself.diff == pytest.approx(0, abs=1e-9)
@@ -238,11 +250,11 @@ ALONE = {
 def test_bootstrap_takes_every_metric(metric):
     real, baseline = rows(150, 4), rows(60, 4, seed=1)
     features = 0.5 * baseline
-    estimate = paired_bootstrap(real, features, baseline, metric=metric, resamples=20, permutations=19)
+    estimate = paired_bootstrap(real, features, baseline, metric=metric, resamples=20)
     assert estimate.value == pytest.approx(ALONE[metric](real, features), rel=1e-8)
     assert estimate.diff == pytest.approx(ALONE[metric](real, features) - ALONE[metric](real, baseline), rel=1e-6, abs=1e-9)
     assert estimate.diff_low <= estimate.diff <= estimate.diff_high
-    assert 0.05 <= estimate.p <= 1
+    assert 0 <= estimate.p <= 1
     # Half the spread: further off, every image plausible, few of the real ones covered.
     assert (estimate.diff > 0) == (metric != "recall")
 
@@ -250,7 +262,7 @@ def test_bootstrap_takes_every_metric(metric):
 @pytest.mark.parametrize(("metric", "low", "high"), [("fd", 0, np.inf), ("precision", 0, 1), ("recall", 0, 1)])
 def test_intervals_end_where_the_numbers_do(metric, low, high):
     real = rows(400, 4)
-    found = [paired_bootstrap(real, rows(12, 4, seed=seed), metric=metric, permutations=0) for seed in range(1, 30)]
+    found = [paired_bootstrap(real, rows(12, 4, seed=seed), metric=metric) for seed in range(1, 30)]
     assert all(low <= e.low <= e.value <= e.high <= high for e in found)
     assert any(e.low == low or e.high == high for e in found)
 
@@ -259,24 +271,20 @@ def test_intervals_end_where_the_numbers_do(metric, low, high):
 def test_bootstrap_of_a_distance_beyond_another(d):
     real, others = moments(rows(300, d)), moments(rows(200, d, seed=9))
     features, baseline, beside, beside_baseline = (0.1 * i + rows(30, d, seed=i) for i in range(1, 5))
-    options = {"resamples": 20, "permutations": 19}
+    options = {"resamples": 20}
     found = paired_bootstrap(real, features, baseline, beyond=(others, beside, beside_baseline), **options)
     first, second = paired_bootstrap(real, features, baseline, **options), paired_bootstrap(others, beside, beside_baseline, **options)
-    assert found.value == pytest.approx(first.value - second.value, rel=1e-9)
-    assert found.diff == pytest.approx(first.diff - second.diff, rel=1e-9)
+    assert found.value == pytest.approx(np.log(first.value / second.value), rel=1e-9)
+    before = np.log((first.value - first.diff) / (second.value - second.diff))
+    assert found.diff == pytest.approx(found.value - before, rel=1e-9)
     assert found.diff_low < found.diff < found.diff_high
-    assert found.p in np.arange(1, 21) / 20
+    scaled = paired_bootstrap((9 * real[0], 81 * real[1]), 9 * features, 9 * baseline, beyond=(others, beside, beside_baseline), **options)
+    assert scaled.diff == pytest.approx(found.diff, rel=1e-6)  # the scale of either does not matter
     # What both have in common cancels in every resample.
     none = paired_bootstrap(real, features, baseline, beyond=(real, features, baseline), **options)
     assert (none.value, none.low, none.high, none.diff, none.diff_low, none.diff_high, none.p) == (0, 0, 0, 0, 0, 0, 1)
     with pytest.raises(ValueError, match="29 rows of features do not belong to 30 rows"):
         paired_bootstrap(real, features, baseline, beyond=(others, beside[:-1], beside_baseline[:-1]))
-
-
-def test_bootstrap_without_permutations_has_no_p():
-    estimate = paired_bootstrap(rows(50, 3), rows(20, 3, seed=1), rows(20, 3, seed=2), resamples=5, permutations=0)
-    assert estimate.p is None
-    assert estimate.diff_low <= estimate.diff_high
 
 
 # Refusals

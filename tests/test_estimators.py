@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -52,6 +53,12 @@ def test_decode_is_the_inverse_of_encode(coding):
 def test_zero_is_the_mean_of_its_kind(coding, middle):
     """Geometric, arithmetic, harmonic."""
     assert float(DepthCoding(0.5, 10.0, coding).decode(torch.zeros((), dtype=torch.float64))) == pytest.approx(middle, rel=1e-12)
+
+
+@pytest.mark.parametrize(("coding", "mean"), [("log", scipy.stats.gmean), ("linear", np.mean), ("disparity", scipy.stats.hmean)])
+def test_the_mean_of_depth_maps_is_that_of_their_coding(coding, mean):
+    maps = np.random.default_rng(0).uniform(0.5, 10, (5, 2, 3))
+    np.testing.assert_allclose(DepthCoding(0.5, 10.0, coding).mean(maps), mean(maps, axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("coding", CODINGS)

@@ -164,7 +164,7 @@ def test_fid_of_the_stages_is_that_of_cleanfid_in_all_dimensions(inception, tmp_
     extractor, root = load_extractor("inception", weights=file, sha256=digest), Path(__file__).parent.parent
     monkeypatch.chdir(root)
     config, random = yaml.safe_load((root / "config" / "smoke.yaml").read_text()), np.random.default_rng(0)
-    config["evaluation"] = {"extractor": "inception", "dims": 2048, "resolution": 299, "resamples": 20, "permutations": 0}
+    config["evaluation"] = {"extractor": "inception", "dims": 2048, "resolution": 299, "resamples": 20}
     config["data"]["reference"][1] = 2400
     config.pop("second_judge", None)
     study = Study(config)

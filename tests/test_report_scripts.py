@@ -339,6 +339,28 @@ def test_pairs_of_fig7_are_of_the_same_seeds_below_each_other(figures):
     assert apart.max() < 30 < np.abs(with_noise - less[::-1]).mean()
 
 
+def test_best_weights_at_an_end_or_worse_than_none_are_told(study):
+    import table_scale
+
+    runs, distances = pd.read_csv(study / "metrics/runs.csv"), pd.read_csv(study / "metrics/distances.csv")
+    sweep = table_scale.build(runs, distances, set()).frame
+    alone = sweep[sweep["sweep"] == "w_dc"].sort_values("w_dc")["run"].tolist()
+    for best, words in ((alone[0], "the lowest of those tried"), (alone[-1], "the highest of those tried"), (alone[1], None)):
+        for dfid, worse in ((1.0, False), (1e6, True)):
+            changed = distances.copy()
+            changed.loc[(changed["run"] == best) & (changed["metric"] == "dfid"), "value"] = dfid
+            told = [words] * bool(words) + ["higher in dFID than no guidance"] * worse
+            note = table_scale.build(runs, changed, {best}).footnote
+            assert note.endswith(f" Of w_dc alone, the best is {' and '.join(told)}." if told else "used by the other tables.")
+
+
+def test_noise_levels_behind_each_label_count_are_told(study):
+    import table_labels
+
+    errors = pd.read_csv(study / "metrics/heads/labels100.csv")
+    assert "noise levels of each image: 32 (of 1 image), 8 (of 1,000 images)." in table_labels.build(errors, {1: 32, 1000: 8}).footnote
+
+
 def test_numbers_of_another_protocol_get_a_block_of_their_own(study):
     import table_guidance
 
@@ -355,7 +377,9 @@ def test_self_flattery_has_a_column_where_the_own_head_judges(tables):
     for name in ("table1_guidance", "controls"):
         assert [c.value for c in tables[name].blocks[0].columns if c.title == "self-flattery"] == ["dfid_gap_diff"]
         assert {"dfid_gap", "dfid_gap_diff_low", "dfid_gap_p"} <= set(tables[name].frame)
-        assert "self-flattery: ΔdFID less ΔdFID by own head" in tables[name].footnote
+        assert "self-flattery: the logarithm of the factor by which dFID changes" in tables[name].footnote
+        assert "dFID by the second judge: " in tables[name].footnote
+        assert any(c.value == "dfid_second" for c in tables[name].blocks[0].columns)
     assert page_tables.title("dfid_gap_diff") == "self-flattery"
     assert not any("dfid_gap" in column for name in ("sensitivity", "table3_prior_resolution", "gain") for column in tables[name].frame)
 

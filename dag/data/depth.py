@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
 CODINGS = ("log", "linear", "disparity")
@@ -47,3 +49,7 @@ class DepthCoding:
             metres = 1 / (1 / self.near - share * (1 / self.near - 1 / self.far))
         # The ends are only near and far up to rounding.
         return metres.clamp(self.near, self.far)
+
+    def mean(self, metres: np.ndarray) -> np.ndarray:
+        """The mean (h, w) of depth maps (n, h, w) as networks that learn this code see them: of "log" the geometric mean."""
+        return self.decode(self.encode(torch.from_numpy(metres)).mean(0)).numpy()

@@ -1,7 +1,8 @@
-"""Intervals and p-values of numbers that sum up a set of samples, and of the difference between two sets that share their seeds."""
+"""Intervals and p-values of numbers that sum up a set of samples, and of the difference between two sets that share their seeds, by subsampling."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,8 +15,7 @@ KEPT = 0.9  # share of the pairs in a resample
 class Estimate:
     """A number of n samples with its 95 % interval, and its difference to a baseline (None where there is none).
 
-    diff = value - baseline, so a negative one is better where less is better. p: permutation p-value of "no difference", None where
-    no permutations were asked for.
+    diff = value - baseline, so a negative one is better where less is better. p: of "no difference", two-sided.
     """
 
     n: int
@@ -28,9 +28,7 @@ class Estimate:
     p: float | None = None
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], n: int, *, paired: bool, resamples: int = 200, permutations: int = 999, seed: int = 0, kept: float = KEPT
-) -> Estimate:
+def bootstrap(statistic: Callable[[np.ndarray], float], n: int, *, paired: bool, resamples: int = 200, seed: int = 0, kept: float = KEPT) -> Estimate:
     """The statistic of n samples with its interval; paired: also its difference to n samples of a baseline with the same seeds.
 
     statistic maps row numbers to a number: rows 0 to n - 1 are the samples, n + i is the baseline's partner of i. A resample takes pairs, so what
@@ -39,7 +37,8 @@ def bootstrap(
     which is exact for a mean (Shao & Wu 1989, Ann. Statist. 17); the less smooth a statistic is, the more pairs it has to leave out. Sets of m rows
     still lie a little further off than one of n, so deviations are taken from their own mean: the interval is one for the expected value at this n,
     not for the limit of many samples.
-    p is two-sided, from swapping the two labels within random pairs; it is at least 1 / (permutations + 1). Raises ValueError when n < 3.
+    p is two-sided, by the normal distribution with the standard error of these deviations. (Swapping the labels of random pairs would not do: guidance moves
+    all samples one way, and then pairs cannot be exchanged even where both sets are equally far from the reference.) Raises ValueError when n < 3.
     """
     if n < 3:
         raise ValueError(f"bootstrap: {n} samples, expected at least 3")
@@ -47,20 +46,19 @@ def bootstrap(
     m = min(n - 1, round(kept * n))
     sets = [rng.permutation(n)[:m] for _ in range(resamples)]
 
+    widen = (m / (n - m)) ** 0.5
+
     def interval(value: float, resampled: np.ndarray) -> tuple[float, float]:
-        deviations = np.percentile(resampled - resampled.mean(), [2.5, 97.5]) * (m / (n - m)) ** 0.5
+        deviations = np.percentile(resampled - resampled.mean(), [2.5, 97.5]) * widen
         return float(value + deviations[0]), float(value + deviations[1])
 
     value, resampled = statistic(np.arange(n)), np.array([statistic(rows) for rows in sets])
     low, high = interval(value, resampled)
     if not paired:
         return Estimate(n, value, low, high)
-    diff = value - statistic(n + np.arange(n))
-    differences = interval(diff, resampled - [statistic(n + rows) for rows in sets])
-    if not permutations:
-        return Estimate(n, value, low, high, diff, *differences)
-    swaps = (np.arange(n) + n * rng.integers(0, 2, n) for _ in range(permutations))
-    swapped = np.array([statistic(s) - statistic((s + n) % (2 * n)) for s in swaps])
-    # A swap of no pair, or of all, gives the observed difference again, up to rounding.
-    p = (1 + int((np.abs(swapped) >= abs(diff) * (1 - 1e-9)).sum())) / (permutations + 1)
-    return Estimate(n, value, low, high, diff, *differences, p)
+    other = statistic(n + np.arange(n))
+    diff, resampled = value - other, resampled - [statistic(n + rows) for rows in sets]
+    # Sets that are alike differ by rounding, which is no evidence.
+    error = max(float(resampled.std()) * widen, 1e-9 * max(abs(value), abs(other)))
+    p = math.erfc(abs(diff) / error / 2**0.5) if error else 1.0
+    return Estimate(n, value, low, high, diff, *interval(diff, resampled), p)

@@ -306,14 +306,14 @@ def paired_bootstrap(
     metric: str = "fd",
     beyond: tuple | None = None,
     resamples: int = 200,
-    permutations: int = 999,
     seed: int = 0,
 ) -> Estimate:
     """A distance of features (n, d) to the real ones with its interval, and its difference to a baseline (n, d): see `bootstrap`.
 
     features[i] and baseline[i] come from one seed. metric: "fd" or "fd_infinity" (its subsets from seed 0), for which `real` may be moments or a
     `Reference`; "kid", "precision" or "recall" (k = 3), for which it is features (m, d). The real ones count as given.
-    beyond: (real, features, baseline) of other features of the same pictures: the number is then how far the distance lies above theirs.
+    beyond: (real, features, baseline) of other features of the same pictures: the number is then the logarithm of the distance over theirs, so that its
+    difference compares by what factor either changed, whatever the scale of each.
     Raises ValueError like `Reference.distance`, on an unknown metric, on unequal counts of pairs, and when n is too small for the metric.
     """
     statistic = _of_pairs(metric, real, features, baseline)
@@ -323,9 +323,9 @@ def paired_bootstrap(
         first, second = statistic, _of_pairs(metric, *beyond)
 
         def statistic(rows: np.ndarray) -> float:
-            return first(rows) - second(rows)
+            return float(np.log(first(rows)) - np.log(second(rows)))
 
-    options = {"resamples": resamples, "permutations": permutations, "seed": seed, "kept": _KEPT.get(metric, KEPT)}
+    options = {"resamples": resamples, "seed": seed, "kept": _KEPT.get(metric, KEPT)}
     found = bootstrap(statistic, len(features), paired=baseline is not None, **options)
     if beyond is not None or metric not in _RANGES:
         return found

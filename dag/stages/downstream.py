@@ -88,7 +88,7 @@ def _same(prediction: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def _constant(study: Study, labels: np.ndarray, test: Path) -> list[dict]:
-    errors = _squares(study, partial(_same, labels.mean(0)), test)
+    errors = _squares(study, partial(_same, coding(study).mean(labels)), test)
     return [{"source": "constant", "seed": 0, "n_train": len(labels), **record} for record in errors]
 
 
@@ -108,17 +108,17 @@ def _whole(study: Study, predictors: Sequence[Callable[[np.ndarray], np.ndarray]
 
 
 def _constant_whole(study: Study) -> list[dict]:
-    """Three predictions that look at no picture: the mean training depth map, the mean disparity map, and one flat depth."""
+    """Three predictions that look at no picture: the mean training depth map, as coded, the mean disparity map, and one flat depth."""
     source, index = pictures_of(study, "downstream")
-    mean = disparity = 0.0
+    code, coded, disparity = coding(study), 0.0, 0.0
     for i in index.tolist():
         depth = source.depth(i)[source.part].astype(np.float64)
-        mean, disparity = mean + depth / len(index), disparity + 1 / depth / len(index)
+        coded, disparity = coded + code.encode(torch.from_numpy(depth)) / len(index), disparity + 1 / depth / len(index)
     rows = []
     for name, prediction, alignments, n in (
-        ("constant", mean, ALIGNMENTS, len(index)),
+        ("constant", code.decode(coded).numpy(), ALIGNMENTS, len(index)),
         ("constant_disparity", 1 / disparity, ("scale_shift_disparity",), len(index)),
-        ("flat", np.ones_like(mean), ("median",), 0),  # aligned by its median, it is the image's own median everywhere
+        ("flat", np.ones_like(disparity), ("median",), 0),  # aligned by its median, it is the image's own median everywhere
     ):
         (errors,) = _whole(study, [partial(_same, prediction)], alignments)
         rows += [{"source": name, "seed": 0, "n_train": n, **record} for record in errors]

@@ -90,17 +90,15 @@ def part_size(batch_size: int) -> int:
 # What a distance compares: the judge's depth, the depth that the guidance's own strong head reads, the image, and the depth of the second judge, if any.
 SECOND = "second_features"
 FEATURES = {"dfid": "depth_features", "dfid_strong": "strong_features", "fid": "image_features", "dfid_second": SECOND}
-# dFID beyond that by the strong head, for the tables that show both: what guidance changes in it is how far it flatters the head that guides.
+# The logarithm of dFID over that by the strong head, for the tables that show both: what guidance changes in it is how far it flatters the head that guides.
 GAP, _GAP_OF = "dfid_gap", ("depth_features", "strong_features")
-# How often labels are swapped for a p, where evaluation.permutations does not say.
-PERMUTATIONS = 999
 # Other distances, for the runs that these tables compare: features and metric. Less resampling, for what they cost.
 OTHERS = {
     f"{prefix}{metric}": (key, metric)
     for prefix, key in (("d", "depth_features"), ("", "image_features"))
     for metric in ("fd_infinity", "kid", "precision", "recall")
 }
-_MOST_RESAMPLED = {"resamples": 200, "permutations": 199}
+_MOST_RESAMPLED = 200
 
 
 def moments(study: Study, *, reference: Path, out: Path) -> None:
@@ -172,18 +170,17 @@ def _files_of(runs: list[str], judged: list[Path]) -> dict[str, Path]:
 
 
 def _distances(study: Study, names: list[str]) -> Iterator[tuple[str, str, str, str, dict]]:
-    """(run, number, features, kind of distance, how often it is resampled) of every row of a table of distances."""
-    section = study["evaluation"]
-    often = {"resamples": section["resamples"], "permutations": section.get("permutations", PERMUTATIONS)}
+    """(run, number, features, kind of distance, options of `paired_bootstrap`) of every row of a table of distances."""
+    resamples = study["evaluation"]["resamples"]
     for metric, key in compared(study).items():
-        yield from ((name, metric, key, "fd", often) for name in names)
-    seldom = {key: min(often[key], most) for key, most in _MOST_RESAMPLED.items()}
+        yield from ((name, metric, key, "fd", {"resamples": resamples}) for name in names)
+    seldom = {"resamples": min(resamples, _MOST_RESAMPLED)}
     shown = [name for name in names if name == "real" or compared_in([study.runs.tables[name]])]
     controls = [name for name in names if name != "real" and "controls" in study.runs.tables[name].split(",")]
     yield from ((name, GAP, _GAP_OF[0], "fd", seldom | {"beyond": _GAP_OF[1]}) for name in dict.fromkeys([*shown, *controls]))
     for metric, (key, kind) in OTHERS.items():
-        # Extrapolating costs fifteen distances for one: its difference has an interval, but no p.
-        options = {"resamples": min(often["resamples"], 100), "permutations": 0} if kind == "fd_infinity" else seldom
+        # Extrapolating costs fifteen distances for one.
+        options = {"resamples": min(resamples, 100)} if kind == "fd_infinity" else seldom
         yield from ((name, metric, key, kind, options) for name in shown)
 
 

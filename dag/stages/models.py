@@ -202,7 +202,7 @@ def _validate_heads(study: Study, network, names: dict, count: int, labels: np.n
         index = np.flatnonzero(stored.t == t)
         true, ids = arrays["depth"][stored.image[index]], arrays["ids"][stored.image[index]]
         valid = arrays["valid"][stored.image[index]] if "valid" in arrays else None
-        estimates = {"constant": np.broadcast_to(labels.mean(0), true.shape)}
+        estimates = {"constant": np.broadcast_to(coding(study).mean(labels), true.shape)}
         with torch.inference_mode():
             for name, head in network.items():
                 parts = []

@@ -147,13 +147,13 @@ def measuring(study: Study, stage: str, reference: int) -> tuple[float, float]:
     if stage == "moments":
         return START_MIB + reference * 3 * features / 2**20, 3 * 2 * reference * d**2 / 1e9
     runs = [row for row in study.runs.itertuples() if in_sweep(row.tables) == (stage == "measure_sweep")]
-    resamples, permutations = section["resamples"], section.get("permutations", 999)
+    resamples = section["resamples"]
     operations_, most = 0.0, max((row.n for row in runs), default=0)
     for row in runs:
         smaller = min(row.n, d)
         one, pairs = 2 * row.n * d * smaller + 4 * smaller**3, 2 * row.n * (row.n + reference) * d
-        operations_ += 3 * 2 * (resamples + permutations) * one
-        tables, seldom = set(row.tables.split(",")), min(resamples, 200) + min(permutations, 199)
+        operations_ += 3 * 2 * resamples * one
+        tables, seldom = set(row.tables.split(",")), min(resamples, 200)
         if {*COMPARISONS, "controls"} & tables:  # dFID beyond that of the own head
             operations_ += 2 * 2 * seldom * one
         if {*COMPARISONS} & tables:  # FD-infinity, fifteen distances for one; KID, precision and recall

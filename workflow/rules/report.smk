@@ -123,6 +123,7 @@ rule table_labels:
         **table("fig4b_labels"),
         csv=report(f"{RESULTS}/tables/fig4b_labels.csv", caption="../report/fig4b.rst", category="Tables", labels={"name": "Fig. 4b"}),
     params:
+        levels=config["heads"]["labels"],
         look=look("intervals", "table_format"),
     script:
         "../scripts/table_labels.py"

@@ -272,7 +272,7 @@ def _protocol(config: dict, tables: Mapping[str, page_tables.ShownTable], runs: 
         ("Heads", f"strong reads decoder blocks {blocks['strong']}, weak {blocks['weak']}; {heads['guide']} labelled images"),
         ("Update rule, prior", "; ".join(f"{rule}, tau {tau}" for rule, tau in dict.fromkeys(zip(runs["rule"], runs["tau"], strict=True)))),
         ("Distances", f"{evaluation['extractor']}, {evaluation['dims']} dimensions, pictures at {evaluation['resolution']} pixels"),
-        ("Intervals", f"95 %, bootstrap, {evaluation['resamples']} resamples; differences paired by seed"),
+        ("Intervals", f"95 %, {evaluation['resamples']} subsamples; differences paired by seed"),
         ("Normals and points", f"from judged depth, for a camera of {config['figures']['fov_degrees']}° field of view"),
     ]
     if "data" in config and {"reference", "heldout"} <= config["data"].keys():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 from page_pictures import kind, weights
-from page_tables import LOWER, NAMES, ShownTable, text_of
+from page_tables import DIRECTED, LOWER, NAMES, ShownTable, text_of
 from table_downstream import ALIGNMENTS
 from table_format import SIGNIFICANT
 
@@ -62,7 +62,7 @@ class Finding:
 def differences(table: ShownTable, runs: pd.DataFrame) -> list[Difference]:
     """Every paired difference of a table: columns <metric>_diff with their intervals, for the metrics whose direction is known."""
     frame, labels, found = table.frame, _labels_of(table, runs), []
-    for metric in NAMES:
+    for metric in DIRECTED:
         names = [metric, *(f"{metric}_diff{part}" for part in ("", "_low", "_high"))]
         if not set(names) <= set(frame.columns):
             continue

@@ -11,7 +11,7 @@ import table_downstream
 import table_geometry
 from table_format import Column, digits_of
 
-# Measurements for readers, with an arrow in the direction in which they are better, as the tables call them.
+# Measurements for readers, as the tables call them: with an arrow in the direction in which they are better, if there is one.
 TITLES = {
     **{metric: f"{title} ↓" for metric, title in run_rows.TITLES.items()},
     **table_distances.TITLES,
@@ -22,9 +22,10 @@ TITLES = {
     "si_log": "SILog ↓",
 }
 NAMES = {metric: title.rstrip(" ↓↑") for metric, title in TITLES.items()}
+DIRECTED = [metric for metric, title in TITLES.items() if title.endswith(("↓", "↑"))]
 LOWER = {metric for metric, title in TITLES.items() if title.endswith("↓")}
 _OTHERS = {"n_train": "images", "seconds_per_sample": "s / sample", "first_seed": "first seed"}
-_OTHERS |= {run_rows.GAP: "dFID − by own head", f"{run_rows.GAP}_diff": "self-flattery", f"{run_rows.GAP}_p": "p of self-flattery"}
+_OTHERS |= {run_rows.GAP: "log(dFID / by own head)", f"{run_rows.GAP}_diff": "self-flattery", f"{run_rows.GAP}_p": "p of self-flattery"}
 _EXPLAINED = {"dfid_strong": run_rows.OWN_HEAD, run_rows.SECOND: run_rows.SECOND_JUDGE}
 _DIGITS = {"seconds_per_sample": 3, run_rows.STRENGTH.value: run_rows.STRENGTH.digits}
 _INTERVAL = ("", "_low", "_high")

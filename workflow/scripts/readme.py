@@ -45,7 +45,9 @@ if job := globals().get("snakemake"):  # set by the rule's `script:`
     pages = {path: path.read_text(encoding="utf-8") for path in map(Path, job.params.pages)}
     wanted = {path: places(text, job.params.study) for path, text in pages.items()}
     if not any(wanted.values()):
-        raise ValueError(f"{', '.join(map(str, pages))}: no place for a table of the study {job.params.study!r}, expected <!-- {job.params.study}/<table>: ... -->")
+        raise ValueError(
+            f"{', '.join(map(str, pages))}: no place for a table of the study {job.params.study!r}, expected <!-- {job.params.study}/<table>: ... -->"
+        )
     for path, names in wanted.items():
         for name in names:
             if name not in measured:

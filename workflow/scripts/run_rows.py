@@ -8,7 +8,7 @@ from table_format import SIGNIFICANT, Block, Column
 
 METRICS = ("dfid", "dfid_strong", "fid")
 SECOND = "dfid_second"  # of a study with a second judge
-GAP = "dfid_gap"  # dFID beyond that by the own head, of the runs of the tables that show both
+GAP = "dfid_gap"  # logarithm of dFID over that by the own head, of the runs of the tables that show both
 TITLES = {"dfid": "dFID", "dfid_strong": "dFID by own head", "fid": "FID", SECOND: "dFID by the second judge"}
 PROTOCOL = ["extractor", "dims", "n"]
 STRENGTH = Column("strength", "strength", digits=4)
@@ -63,9 +63,10 @@ def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid
 
 
 def own_head_columns(frame: pd.DataFrame) -> list[Column]:
-    """`metric_columns` of all METRICS, and the self-flattery of guidance, which `OWN_HEAD` explains."""
-    flattery = Column("self-flattery", f"{GAP}_diff", interval=True, difference_of="dfid", p=f"{GAP}_p")
-    return [*metric_columns(frame, METRICS), flattery, Column("p", f"{GAP}_p", digits=3)]
+    """`metric_columns` of all METRICS and the second judge, if any, and the self-flattery of guidance, which `OWN_HEAD` explains."""
+    flattery = Column("self-flattery", f"{GAP}_diff", interval=True, digits=3, difference_of=GAP, p=f"{GAP}_p")
+    metrics = ("dfid", *[SECOND] * (SECOND in frame), *METRICS[1:])
+    return [*metric_columns(frame, metrics), flattery, Column("p", f"{GAP}_p", digits=3)]
 
 
 def by_protocol(frame: pd.DataFrame, columns: list[Column], title: str = "") -> list[Block]:
@@ -92,8 +93,7 @@ def _few(frame: pd.DataFrame) -> pd.Series:
 
 
 CHANCE = (
-    f"p: two-sided, from exchanging run and baseline within random pairs; * where p < {SIGNIFICANT} and the interval leaves out 0, "
-    "not corrected for the number of rows."
+    f"p: two-sided, by the standard error of the difference; * where p < {SIGNIFICANT} and the interval leaves out 0, not corrected for the number of rows."
 )
 
 
@@ -103,7 +103,8 @@ def protocol_note(frame: pd.DataFrame) -> str:
     other = "" if frame["extractor"].str.startswith("inception-").all() else "; not comparable with FID of Inception features"
     return (
         f"FID: Fréchet distance of image features to the reference images ({how}{other}); dFID: the same on "
-        "depth that a network outside the guidance judges. Lower is better. [95 % bootstrap intervals over samples, for this n and these reference images]; "
+        "depth that a network outside the guidance judges. Lower is better. [95 % intervals by subsampling samples (of differences: pairs), for this n and "
+        "these reference images]; "
         f"Δ: difference to the baseline of the same sampler and seeds, paired by seed; {CHANCE} "
         f"Seeds {seed_ranges(frame)}.{too_few(frame)}"
     )
@@ -111,11 +112,17 @@ def protocol_note(frame: pd.DataFrame) -> str:
 
 OWN_HEAD = (
     " dFID by own head: the same on depth that the strong head, which guides, reads from the finished image: guidance may please its own head without "
-    "drawing better depth. self-flattery: ΔdFID less ΔdFID by own head, above 0 where the head that guides sees more gain, or less loss, than the judge."
+    "drawing better depth. self-flattery: the logarithm of the factor by which dFID changes over that of dFID by own head, above 0 where the head that guides "
+    "sees more gain, or less loss, than the judge. It need not be 0 where nothing guides: `controls` has it of unguided samples of more steps."
 )
 
 
 SECOND_JUDGE = " dFID by the second judge: the same on depth that another network judges, of other shape and weights than the first."
+
+
+def own_head_note(frame: pd.DataFrame) -> str:
+    """What the columns of `own_head_columns` are."""
+    return OWN_HEAD + SECOND_JUDGE * (SECOND in frame)
 
 
 def too_few(frame: pd.DataFrame) -> str:

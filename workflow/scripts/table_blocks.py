@@ -19,7 +19,7 @@ def build(errors: pd.DataFrame, resolutions: list[int]) -> Table:
         frame,
         "Fig. 4a: AbsRel of depth read off a single decoder block of the frozen U-Net",
         f"AbsRel = mean |d − d_true| / d_true, lower is better; mean over {_span(frame['n'])} validation images [95 % bootstrap interval over images]; "
-        f"no alignment, metres; heads trained on {_span(frame['labels'])} labelled images. constant: the mean training depth map.",
+        f"no alignment, metres; heads trained on {_span(frame['labels'])} labelled images. constant: the mean of the training depth maps, as coded.",
         [Block("", _by_t(frame), [Column("head", "head"), Column("resolution (px)", "resolution"), *_columns(frame)])],
     )
 

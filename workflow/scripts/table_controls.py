@@ -30,9 +30,12 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame) -> Table:
     return Table(
         csv,
         "Controls: what guidance does without its meaning",
-        run_rows.protocol_note(frame) + run_rows.OWN_HEAD + " forward + gradient: evaluations of the U-Net and gradients through it for one sample. "
-        "strength: change of eps as a share of |eps|, root mean squares, mean over steps and samples. A control should not help; where one gains as much as "
-        "the guidance, that gain is not due to depth. More unguided steps may help: guidance is worth its cost where it gains more than they do.",
+        run_rows.protocol_note(frame)
+        + run_rows.own_head_note(frame)
+        + " forward + gradient: evaluations of the U-Net and gradients through it for one sample. "
+        "strength: change of eps as a share of |eps|, root mean squares, mean over steps and samples: of another one than the guidance's, a control differs by "
+        "that, too. A control should not help; where one gains as much as the guidance, that gain is not due to depth. More unguided steps may help: guidance "
+        "is worth its cost where it gains more than they do.",
         run_rows.by_protocol(frame, columns),
     )
 

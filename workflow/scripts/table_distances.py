@@ -33,8 +33,8 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, table: str = "table1") ->
         whole[["of", *[c for c in whole.columns if c != "of"]]],
         f"{table.replace('table', 'Table ')} by other distances",
         f"Features: {how}. FD∞: Fréchet distance extrapolated to infinitely many samples; KID: unbiased, polynomial kernel; precision and recall with k = 3. "
-        "[95 % bootstrap intervals over samples, for this n and these reference images]; Δ: difference to the baseline of the same sampler and seeds, paired "
-        f"by seed; {run_rows.CHANCE} FD∞ has no p. real: held-out real images."
+        "[95 % intervals by subsampling samples (of differences: pairs), for this n and these reference images]; Δ: difference to the baseline of the same "
+        f"sampler and seeds, paired by seed; {run_rows.CHANCE} real: held-out real images."
         f"{run_rows.too_few(whole)}",
         blocks,
     )

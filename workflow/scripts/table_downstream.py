@@ -59,7 +59,7 @@ def build(
         frame,
         "Table 4: depth networks trained on real and on generated images, tested on real images",
         f"Mean over {frame['n'].iloc[0]} test images, then over trainings [95 % interval by Student's t over trainings, which differ in their seed alone]. "
-        "constant: the mean training depth map, a baseline that looks at no picture."
+        "constant: the mean of the training depth maps, as coded, a baseline that looks at no picture."
         + (_PAIRED if baselines else "")
         + "".join(text for source, text in told.items() if (frame["source"] == source).any())
         + (f" Measured on {protocol}." if protocol else ""),

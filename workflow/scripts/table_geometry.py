@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.stats import bootstrap, permutation_test
 from table_format import SIGNIFICANT, Block, Column, Table
 
-SCORES = {"axis_share": "normals along the axes (%) ↑", "roughness": "roughness (% of depth) ↓", "floor_ceiling_degrees": "floor to ceiling (°) ↓"}
+SCORES = {"axis_share": "normals along the axes (%)", "roughness": "roughness (% of depth)", "floor_ceiling_degrees": "floor to ceiling (°)"}
 _SCALE = {"axis_share": 100}
 _SEED, _RESAMPLES = 0, 999
 
@@ -35,7 +35,8 @@ def build(scores: pd.DataFrame, baselines: dict[str, str]) -> Table:
         "Geometry: how much the depth of samples looks like a box room",
         "By the normals of the judged depth alone (true depth: of the held-out scenes themselves), for the nominal camera. normals along the axes: share "
         "of pixels whose normal is within 15° of an axis of the room, which is turned to fit; roughness: median distance of those pixels from the plane "
-        "of all that face the same way; floor to ceiling: angle between their planes, where both are seen. Means over images, [95 % bootstrap intervals]; "
+        "of all that face the same way; floor to ceiling: angle between their planes, where both are seen. What samples should come near is the row real, "
+        "judged as they are, not an extreme: depth that is too smooth looks more like a box than rooms do. Means over images, [95 % bootstrap intervals]; "
         f"Δ: mean difference to the unguided run over the seeds where both have the number, * where p < {SIGNIFICANT} by permutation of signs "
         "and the interval leaves out 0, not corrected for the number of rows.",
         [Block("", frame, columns)],

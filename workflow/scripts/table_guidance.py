@@ -22,7 +22,7 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, published: pd.DataFrame, 
     return Table(
         csv,
         f"{table.replace('table', 'Table ')}: distances of guided and unguided samples to real images",
-        run_rows.protocol_note(frame) + run_rows.OWN_HEAD + " real: held-out real images, the floor.",
+        run_rows.protocol_note(frame) + run_rows.own_head_note(frame) + " real: held-out real images, the floor.",
         [*run_rows.by_protocol(frame, columns), *(_repeated(published, dataset) if dataset else published_block(published, table, context))],
     )
 

@@ -1,5 +1,7 @@
 """Fig. 4b as a table: depth error of the strong and the weak head against the number of labelled images."""
 
+from collections.abc import Mapping
+
 import intervals
 import pandas as pd
 from table_format import Block, Column, Table
@@ -7,8 +9,11 @@ from table_format import Block, Column, Table
 _ORDER = {"strong": 0, "weak": 1, "constant": 2}
 
 
-def build(errors: pd.DataFrame) -> Table:
-    """errors: the rows of all metrics/heads/labels*.csv; with a column abs_rel_aligned, the table has a second block for it."""
+def build(errors: pd.DataFrame, levels: Mapping[int, int] | None = None) -> Table:
+    """errors: the rows of all metrics/heads/labels*.csv; with a column abs_rel_aligned, the table has a second block for it.
+
+    levels: noise levels stored for each image, by label count (`heads.labels`).
+    """
     metrics = {"abs_rel": "", "abs_rel_aligned": "Aligned in scale and shift, image by image"}
     metrics = {name: title for name, title in metrics.items() if name in errors}
     rows = []
@@ -21,9 +26,17 @@ def build(errors: pd.DataFrame) -> Table:
         frame,
         "Fig. 4b: AbsRel of the strong and the weak head against the number of labelled images",
         f"AbsRel = mean |d − d_true| / d_true, lower is better; mean over {frame['n'].iloc[0]} validation images [95 % bootstrap interval over images]; "
-        "no alignment, metres" + (", in the first block" if len(metrics) > 1 else "") + ". constant: the mean depth map of the labelled images.",
+        "no alignment, metres"
+        + (", in the first block" if len(metrics) > 1 else "")
+        + ". constant: the mean depth map of the labelled images, as coded."
+        + (f" All train as long, once, on {_stored(levels)}." if levels else ""),
         [_block(frame, name, title) for name, title in metrics.items()],
     )
+
+
+def _stored(levels: Mapping[int, int]) -> str:
+    told = ", ".join(f"{count:,} (of {labels:,} image{'s' * (labels > 1)})" for labels, count in levels.items())
+    return f"features at as many noise levels of each image: {told}"
 
 
 def _block(frame: pd.DataFrame, metric: str, title: str) -> Block:
@@ -36,4 +49,4 @@ def _block(frame: pd.DataFrame, metric: str, title: str) -> Block:
 
 
 if job := globals().get("snakemake"):  # set by the rule's `script:`
-    build(pd.concat([pd.read_csv(path) for path in job.input.errors])).write(**job.output)
+    build(pd.concat([pd.read_csv(path) for path in job.input.errors]), job.params.levels).write(**job.output)

@@ -8,6 +8,7 @@ import run_rows
 from table_format import Column, Table
 
 _ORDER = {"baseline": 0, "w_dc": 1, "w_dp": 2, "both": 3}
+_CALLED = {"w_dc": "w_dc alone", "w_dp": "w_dp alone", "both": "both"}
 _SWEEPS = {(False, False): "baseline", (True, False): "w_dc", (False, True): "w_dp", (True, True): "both"}
 
 
@@ -39,9 +40,23 @@ def build(runs: pd.DataFrame, distances: pd.DataFrame, best: set[str]) -> Table:
     return Table(
         frame[csv],
         "Fig. 8: distances against the guidance weights w_dc and w_dp",
-        f"{run_rows.protocol_note(frame)}{_disjoint(runs, frame)} best: the lowest dFID of its kind (w_dc alone, w_dp alone, both), used by the other tables.",
+        f"{run_rows.protocol_note(frame)}{_disjoint(runs, frame)} best: the lowest dFID of its kind (w_dc alone, w_dp alone, both), used by the other tables."
+        f"{_caveats(frame)}",
         run_rows.by_protocol(frame, columns),
     )
+
+
+def _caveats(frame: pd.DataFrame) -> str:
+    """Say so where what is best of its kind lies at the end of the weights that were tried, or is not better than no guidance."""
+    said, none = [], frame.loc[frame["sweep"] == "baseline", "dfid"]
+    for sweep, rows in frame[frame["sweep"] != "baseline"].groupby("sweep", sort=False):
+        weights = rows[["w_dc", "w_dp"]].astype(float)
+        for name, chosen in weights[rows["best"] == "best"].iterrows():
+            ends = [word for word, end in (("lowest", weights.min()), ("highest", weights.max())) if len(rows) > 1 and (chosen == end).all()]
+            worse = ["higher in dFID than no guidance"] * bool((rows.loc[name, "dfid"] >= none).any())
+            if told := [*(f"the {word} of those tried" for word in ends), *worse]:
+                said.append(f" Of {_CALLED[sweep]}, the best is {' and '.join(told)}.")
+    return "".join(said)
 
 
 def _disjoint(runs: pd.DataFrame, frame: pd.DataFrame) -> str:
