@@ -37,7 +37,7 @@ def code_hash(*modules: str) -> str:
         seen[str(path)], imported = _read_module(path)
         queue += imported
     # The study's own modules plan and check; what it hands to stages, sections and rows, has hashes of its own. The package's names compute nothing.
-    for planning in ("stages/study.py", "stages/sheet.py", "stages/networks.py", "stages/locks.py", "stages/validation.py", "__init__.py"):
+    for planning in ("stages/study.py", "stages/sheet.py", "stages/architectures.py", "stages/locks.py", "stages/validation.py", "__init__.py"):
         seen.pop(str(PACKAGE / planning), None)
     return digest(json.dumps(sorted(seen.values())))
 

@@ -14,9 +14,9 @@ import pandas as pd
 import yaml
 
 from dag.data.domain import DOMAINS, check
+from dag.stages.architectures import faults, misfits, safetensors_size
 from dag.stages.artefacts import digest, writing
 from dag.stages.locks import ALONE, SHARED, locked
-from dag.stages.networks import faults, misfits, safetensors_size
 from dag.stages.sheet import GUIDED, in_sweep, read_sheet
 from dag.stages.validation import StudyError, validate
 
