@@ -35,6 +35,7 @@ _OTHER_PARTS = {"model conditioned on text": ("text_encoder", "text_encoder_2"),
 # Names that diffusers gave the four projections of an attention before version 0.14; published DDPM weights still have them.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  # owner/name, or owner/name@revision
+_CONFIG = "config"  # what a file of `save_module` calls it in its metadata
 
 Rename = Callable[[str, Tensor], Mapping[str, Tensor]]
 
@@ -141,7 +142,8 @@ def save_module(module: nn.Module, config: dict, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        _save_tensors(_tensors(module), aside, {key: json.dumps(value) for key, value in config.items()})
+        # As one text: safetensors writes several in another order each time, and a training that is repeated would give another file.
+        _save_tensors(_tensors(module), aside, {_CONFIG: json.dumps(config)})
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -157,16 +159,13 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
 def load_module_file(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """(state dict, config) of a file of `save_module`, tensors on the CPU. Raises FileNotFoundError, or ValueError for a damaged or foreign file."""
     file = open_safetensors(Path(path))
-    return file.all(), _metadata(file, path)
+    return file.all(), _config(file, path)
 
 
-def _metadata(file: TensorFile, path: str | Path) -> dict:
-    try:
-        return {key: json.loads(value) for key, value in file.metadata.items()}
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: its metadata is not JSON ({error.msg}); expected a file written by this project, or the folder of a diffusers model"
-        ) from error
+def _config(file: TensorFile, path: str | Path) -> dict:
+    if _CONFIG not in file.metadata:
+        raise ValueError(f"{path}: its metadata has no {_CONFIG!r}; expected a file written by this project, or the folder of a diffusers model")
+    return json.loads(file.metadata[_CONFIG])
 
 
 def sha256(path: str | Path) -> str:
@@ -266,7 +265,7 @@ def _flags(path: Path, given: str | Path | dict | None) -> tuple[dict, Path]:
 
 def _load_own(path: Path) -> tuple[UNet2DModel, dict, Path]:
     file = open_safetensors(path)
-    config = _metadata(file, path)
+    config = _config(file, path)
     if "architecture" not in config:
         raise ValueError(f"{path}: its metadata has {', '.join(sorted(config)) or 'nothing'}, expected the architecture of a U-Net")
     settings = _scheduler_settings({**config, "num_train_timesteps": config.get("num_timesteps", 1000)}, path)

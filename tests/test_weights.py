@@ -159,6 +159,15 @@ def spoil(folder, change) -> None:
     save_file(state, folder / WEIGHTS)
 
 
+def test_a_module_saved_twice_gives_the_same_bytes(tmp_path):
+    """Whatever the number of keys of its config."""
+    module, config = nn.Linear(3, 4), {f"key{i}": i for i in range(40)}
+    for name in ("one", "two"):
+        save_module(module, config, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert load_module_file(tmp_path / "one")[1] == config
+
+
 def test_every_tensor_is_used_once_and_fits(pipeline):
     folder, _ = pipeline
     original = (folder / WEIGHTS).read_bytes()
