@@ -278,12 +278,13 @@ def test_written_tables_hold_the_same_numbers_in_every_format(tables, tmp_path):
 
 
 def test_cells_round_numbers_and_mark_what_is_missing():
-    from table_format import Column
+    from table_format import Column, chance
 
     frame = pd.DataFrame({"x": [15.7132, np.nan, 3.0], "x_low": [14.0, np.nan, np.nan], "x_high": [17.26, np.nan, np.nan], "name": ["a", "b", "c"]})
     assert Column("x", "x", interval=True, digits=1).texts(frame) == ["15.7 [14.0, 17.3]", "–", "3.0"]
     assert Column("x", "x", digits=0, difference_of="x").texts(frame[["x"]] - 4) == ["+12", "–", "−1"]
     assert Column("n", "name").texts(frame) == ["a", "b", "c"]
+    assert chance("p", "p").texts(pd.DataFrame({"p": [0.0004, 0.001, np.nan]})) == ["<0.001", "0.001", "–"]
 
 
 def test_a_number_is_rounded_as_the_csv_has_it(tmp_path):

@@ -45,7 +45,7 @@ class Difference:
     @property
     def numbers(self) -> str:
         against = f" against {self.baseline_text}" if self.baseline_text else ""
-        chance = "" if pd.isna(self.p) else f", p = {self.p:.3f}"
+        chance = "" if pd.isna(self.p) else f", p = {self.p:.3f}" if self.p >= 0.001 else ", p < 0.001"
         return f"{self.value_text}{against}, difference {self.diff_text}{chance}"
 
 

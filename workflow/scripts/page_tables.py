@@ -9,7 +9,7 @@ import run_rows
 import table_distances
 import table_downstream
 import table_geometry
-from table_format import Column, digits_of
+from table_format import Column, chance, digits_of
 
 # Measurements for readers, as the tables call them: with an arrow in the direction in which they are better, if there is one.
 TITLES = {
@@ -117,9 +117,8 @@ def _columns(frame: pd.DataFrame):
         parts = [f"{name}{part}" for part in _INTERVAL] if interval else [name]
         taken |= set(parts)
         base = _base(frame, name)
-        digits = 3 if name.endswith("_p") else _DIGITS.get(name)
-        chance = f"{base}_p" if base and interval and f"{base}_p" in frame else None
-        column = Column(name, name, interval, digits, base, chance)
+        p = f"{base}_p" if base and interval and f"{base}_p" in frame else None
+        column = chance(name, name) if name.endswith("_p") else Column(name, name, interval, _DIGITS.get(name), base, p)
         yield title(name), parts, column.texts(frame)
 
 

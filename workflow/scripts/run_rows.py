@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from table_format import SIGNIFICANT, Block, Column
+from table_format import SIGNIFICANT, Block, Column, chance
 
 METRICS = ("dfid", "dfid_strong", "fid")
 SECOND = "dfid_second"  # of a study with a second judge
@@ -58,7 +58,7 @@ def metric_columns(frame: pd.DataFrame, metrics: tuple[str, ...] = ("dfid", "fid
         columns.append(Column(f"{title} ↓", metric, interval=True))
         if frame[f"{metric}_diff"].notna().any():
             delta = Column(f"Δ{title}", f"{metric}_diff", interval=True, difference_of=metric, p=f"{metric}_p")
-            columns += [delta, Column("p", f"{metric}_p", digits=3)]
+            columns += [delta, chance("p", f"{metric}_p")]
     return columns
 
 
@@ -66,7 +66,7 @@ def own_head_columns(frame: pd.DataFrame) -> list[Column]:
     """`metric_columns` of all METRICS and the second judge, if any, and the self-flattery of guidance, which `OWN_HEAD` explains."""
     flattery = Column("self-flattery", f"{GAP}_diff", interval=True, digits=3, difference_of=GAP, p=f"{GAP}_p")
     metrics = ("dfid", *[SECOND] * (SECOND in frame), *METRICS[1:])
-    return [*metric_columns(frame, metrics), flattery, Column("p", f"{GAP}_p", digits=3)]
+    return [*metric_columns(frame, metrics), flattery, chance("p", f"{GAP}_p")]
 
 
 def by_protocol(frame: pd.DataFrame, columns: list[Column], title: str = "") -> list[Block]:

@@ -36,6 +36,7 @@ class Column:
 
     difference_of: the column whose differences this one has: they are written with a sign.
     digits: decimals; None: as many as `digits_of` says; text is kept as it is.
+    least: what is smaller is written as "<least".
     p: the column of p-values; a number whose p is below 0.05 and whose interval leaves out zero gets a star.
     """
 
@@ -45,6 +46,7 @@ class Column:
     digits: int | None = None
     difference_of: str | None = None
     p: str | None = None
+    least: float | None = None
 
     def texts(self, frame: pd.DataFrame) -> list[str]:
         digits = digits_of(frame, self.value, self.difference_of) if self.digits is None else self.digits
@@ -62,8 +64,15 @@ class Column:
             return numbers[0]
         if pd.isna(numbers[0]):
             return MISSING
+        if self.least and numbers[0] < self.least:
+            return f"<{self.least:g}"
         value, *interval = (f"{number:{'+' if self.difference_of else ''},.{digits}f}".replace("-", "−") for number in numbers)
         return value if not interval or pd.isna(numbers[1]) else f"{value} [{interval[0]}, {interval[1]}]"
+
+
+def chance(title: str, value: str) -> Column:
+    """A column of p-values."""
+    return Column(title, value, digits=3, least=0.001)
 
 
 @dataclass(frozen=True)
