@@ -215,6 +215,24 @@ def test_p_values_of_a_mean_are_those_of_the_paired_t_test():
         assert found.p == pytest.approx(ttest_rel(pair[:200], pair[200:]).pvalue, abs=0.02)
 
 
+def test_intervals_of_skewed_numbers_miss_on_the_side_on_which_a_t_interval_does():
+    """The mean of few exponential numbers: an interval is too low more often than too high, but not many times as often."""
+    low = high = 0
+    for seed in range(300):
+        values = np.random.default_rng(seed).exponential(size=72)
+        found = bootstrap(lambda chosen, values=values: float(values[chosen].mean()), 72, paired=False, resamples=100, seed=seed)
+        low, high = low + (found.low > 1), high + (found.high < 1)
+    assert low / 300 < 0.05
+    assert high / 300 < 0.08
+
+
+def test_p_is_below_five_per_cent_where_the_interval_leaves_out_zero():
+    truth, baseline = Reference(*moments(rows(1000, 4))), rows(60, 4, seed=1)
+    for shift in np.linspace(0, 0.3, 12):
+        found = paired_bootstrap(truth, baseline + shift * (1 + rows(60, 4, seed=2)), baseline, resamples=30)
+        assert (found.p < 0.05) == (found.diff_low * found.diff_high > 0)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_p_values_are_level_where_both_are_equally_far(shift):
     """Also where every sample has moved the same way, from one side of the reference to the other."""
