@@ -164,8 +164,11 @@ def load_module_file(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 def _config(file: TensorFile, path: str | Path) -> dict:
     if _CONFIG not in file.metadata:
-        raise ValueError(f"{path}: its metadata has no {_CONFIG!r}; expected a file written by this project, or the folder of a diffusers model")
-    return json.loads(file.metadata[_CONFIG])
+        raise ValueError(f"{path}: its metadata has no {_CONFIG!r}; expected a file written by this version, or the folder of a diffusers model")
+    try:
+        return dict(json.loads(file.metadata[_CONFIG]))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {_CONFIG!r} of its metadata is no JSON object ({error}); expected a file written by this project") from error
 
 
 def sha256(path: str | Path) -> str:

@@ -159,6 +159,13 @@ def spoil(folder, change) -> None:
     save_file(state, folder / WEIGHTS)
 
 
+@pytest.mark.parametrize("config", ["hello", "[1, 2]", "3"])
+def test_metadata_that_is_no_config_is_named(tmp_path, config):
+    save_file({"x": torch.zeros(1)}, tmp_path / "heads.safetensors", {"config": config})
+    with pytest.raises(ValueError, match=r"heads\.safetensors: 'config' of its metadata is no JSON object"):
+        load_module_file(tmp_path / "heads.safetensors")
+
+
 def test_a_module_saved_twice_gives_the_same_bytes(tmp_path):
     """Whatever the number of keys of its config."""
     module, config = nn.Linear(3, 4), {f"key{i}": i for i in range(40)}

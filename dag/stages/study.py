@@ -299,7 +299,9 @@ class Study:
             size, expected = file.stat().st_size, safetensors_size(file)
             if size != expected:
                 wanted = "the header of a safetensors file" if expected is None else expected
-                raise StudyError(f"{file}: {size} bytes, expected {wanted}: the file is damaged; fetch it again (git checkout -- {file})")
+                raise StudyError(
+                    f"{file}: {size} bytes, expected {wanted}: the file is damaged; fetch it again (one of the repository: git checkout -- {file})"
+                )
 
     def _weight_files(self) -> list[Path]:
         path = Path(self["unet"]["path"])
@@ -326,6 +328,11 @@ class Study:
         for key, name in named + [(f"downstream.sources.{source}", name) for source, name in sources.items()]:
             if name not in self.runs.index:
                 raise StudyError(f"{self.source}: {key} is {name!r}, expected a run of {self['runs']}: {', '.join(self.runs.index)}")
+        pictures = self.uses["downstream"].count or 0
+        for source, name in sources.items():
+            if (n := self.runs.at[name, "n"]) < pictures:
+                found = f"data.downstream has {pictures} pictures, the run {name!r} of downstream.sources.{source} {n} samples"
+                raise StudyError(f"{self.source}: {found}; expected no more pictures than samples: all sources train on equally many")
         if "gain" in self.config and self.baseline_of(figures["guided"]) != figures["unguided"]:
             raise StudyError(f"{self.source}: gain compares figures.guided {figures['guided']!r} with its baseline, expected that as figures.unguided")
         first, second = (self.runs.loc[figures[key]] for key in ("unguided", "guided"))

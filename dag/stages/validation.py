@@ -32,10 +32,19 @@ def validate(value: dict, schema: str, where: str) -> None:
 
     error = best_match(_schema(schema).iter_errors(value))
     if error is not None:
-        raise StudyError(f"{where}: {_dotted(error.absolute_path)}: {error.message}")
+        raise StudyError(f"{where}: {_dotted(error.absolute_path)}: {_told(error)}")
     for key, number in _numbers(value):
         if not math.isfinite(number):  # no limit of a schema refuses NaN
             raise StudyError(f"{where}: {_dotted(key)}: {number} is not a finite number")
+
+
+def _told(error) -> str:
+    """What jsonschema found, and, where that names no expectation, the schema's own words of it."""
+    if error.validator == "anyOf" and "description" in error.schema:
+        return f"{error.instance!r} is none of what is allowed here. {error.schema['description']}"
+    if error.validator == "additionalProperties" and error.validator_value is False:
+        return f"{error.message}; allowed: {', '.join(sorted(error.schema['properties']))}"
+    return error.message
 
 
 def _dotted(key: Iterable) -> str:
