@@ -167,7 +167,7 @@ def _config(file: TensorFile, path: str | Path) -> dict:
         raise ValueError(f"{path}: its metadata has no {_CONFIG!r}; expected a file written by this version, or the folder of a diffusers model")
     try:
         return dict(json.loads(file.metadata[_CONFIG]))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {_CONFIG!r} of its metadata is no JSON object ({error}); expected a file written by this project") from error
 
 
